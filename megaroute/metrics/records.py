@@ -1,0 +1,149 @@
+"""The lines of `metrics.jsonl`: one frozen record per step, validation or event.
+
+A line is a JSON object whose `kind` is "train", "valid" or the kind of the event.  A float is written in its shortest
+decimal form, which loads back bit-equal.  JSON has no NaN and no infinity: they are written as the strings "NaN",
+"Infinity" and "-Infinity", and become floats again when read.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+EventKind = Literal["start", "resume", "checkpoint", "stop", "end", "alarm"]
+EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
+
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """One optimizer step."""
+
+    step: int
+    """Steps completed, this one included; the first is 1."""
+    attempt: int
+    """Which start of the run computed it; the first is 1."""
+    samples: int
+    """Rows consumed since the start of the run."""
+    tokens: int
+    """Tokens consumed since the start of the run."""
+    loss: float
+    """Cross entropy, nats per token, mean over the global batch."""
+    budget_loss: float
+    """What the density budget adds to the loss."""
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping."""
+    lr: float
+    """Learning rate of this step."""
+    seconds: float
+    """Wall time of this step."""
+    tokens_per_second: float
+    """Tokens of this step over its wall time, all ranks together."""
+    executed_flops: float
+    """Floating-point operations of this step, forward and backward, all ranks, counted from what was gathered."""
+    dense_flops: float
+    """The same for the model in which every token executes every layer."""
+    density: tuple[float, ...]
+    """Share of tokens executed, per routed layer."""
+    skipped_update: bool
+    """Whether the update was left out because the loss or the gradient was not finite."""
+    nonfinite: int
+    """Consecutive updates left out, this one included."""
+    batch: int
+    """Rows of the global batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidRecord:
+    """One validation, after `step` steps."""
+
+    step: int
+    attempt: int
+    loss: float
+    """Cross entropy, nats per token."""
+    bits_per_byte: float
+    """Cross entropy, bits per byte of text: does not depend on the tokenizer."""
+    density: tuple[float, ...]
+    """Share of tokens executed with greedy routing, per routed layer."""
+    rows: int
+    """Rows that were scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """Something that happened after `step` steps.
+
+    The report shows these values of a "start" or "resume" event when they are there: `parameters` (of the model),
+    `layout` (text), `device`, `world_size`, `routed_layers`; the metrics writer adds the last three.
+    """
+
+    kind: EventKind
+    step: int
+    attempt: int
+    message: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+Record = TrainRecord | ValidRecord | EventRecord
+
+
+def to_json(record: Record) -> str:
+    """The record as one line of strict JSON, without the newline.  Raises TypeError on a value that is not JSON's."""
+    match record:
+        case TrainRecord():
+            kind: dict[str, Any] = {"kind": "train"}
+        case ValidRecord():
+            kind = {"kind": "valid"}
+        case EventRecord():
+            kind = {}
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return json.dumps(_plain(kind | values), allow_nan=False)
+
+
+def from_json(line: str) -> Record | None:
+    """The record of one line; None when its kind is not known here, as in a file of a later version.
+
+    Keys that are not known here are ignored.  Raises ValueError when the line is not a JSON object, or lacks a value.
+    """
+    raw = json.loads(line)
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if kind is None:
+        raise ValueError("a line of metrics is a JSON object with a kind")
+    if kind == "train":
+        return TrainRecord(**_values(TrainRecord, raw))
+    if kind == "valid":
+        return ValidRecord(**_values(ValidRecord, raw))
+    if kind in EVENT_KINDS:
+        return EventRecord(**_values(EventRecord, raw))
+    return None
+
+
+def _values(cls: type[Record], raw: Mapping[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(cls)]
+    missing = [name for name in names if name not in raw]
+    if missing:
+        raise ValueError(f"a {raw['kind']!r} line of metrics lacks {', '.join(missing)}")
+    return {name: raw[name] if name in ("kind", "message") else _restored(raw[name]) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NONFINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_restored(item) for item in value)
+    return value

@@ -1,0 +1,132 @@
+"""A run directory as the report sees it: what is there, and what is not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megaroute.metrics import sinks, trace
+from megaroute.metrics.history import History, read_history
+from megaroute.metrics.records import EventRecord
+from megaroute.metrics.trace import Trace
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The files of one run directory."""
+
+    directory: Path
+    history: History
+    config: Mapping[str, Any]
+    """The resolved configuration as plain YAML, not as a Config: a report of an older version's run must not fail."""
+    trace: Trace | None
+    gaps: list[str] = field(default_factory=list)
+    """A sentence for each thing that is missing or could not be read."""
+
+    @classmethod
+    def open(cls, run_dir: str | Path) -> "RunView":
+        """Read a run directory.  Raises DataError when it has no metrics.jsonl; all else may be missing."""
+        directory = Path(run_dir)
+        history = read_history(directory / sinks.FILE_NAME)
+        gaps: list[str] = []
+        if history.damaged:
+            lines = ", ".join(map(str, history.damaged[:10])) + (", ..." if len(history.damaged) > 10 else "")
+            gaps.append(
+                f"Line {lines} of metrics.jsonl could not be read, as a killed run may leave it, and is left out."
+            )
+        return cls(directory, history, _config(directory, gaps), _trace(directory, gaps), gaps)
+
+    def setting(self, key: str) -> Any:
+        """The value of a dotted configuration key; None when the configuration has no such key."""
+        value: Any = self.config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    def number(self, key: str) -> Any:
+        """The same, when it is a number; None when it is anything else."""
+        value = self.setting(key)
+        return value if isinstance(value, int | float) else None
+
+    @property
+    def name(self) -> str:
+        """Name of the run; that of its directory when there is no configuration."""
+        return str(self.setting("run.name") or self.directory.resolve().name)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What "start" and "resume" events tell of model and machine; the last word counts."""
+        told: dict[str, Any] = {}
+        for event in self.history.events:
+            if event.kind in ("start", "resume"):
+                told.update(event.values)
+        return told
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the routed layers, one for each recorded density."""
+        widths = [len(r.density) for r in self.history.train[-1:]] + [len(r.density) for r in self.history.valid[-1:]]
+        told, traced = self.about.get("routed_layers"), self.trace.routed_layers if self.trace else None
+        for known in (told, traced):
+            if known is not None and all(width == len(known) for width in widths):
+                return tuple(known)
+        return tuple(range(widths[0] if widths else 0))
+
+    @property
+    def target(self) -> float | None:
+        """Target density."""
+        target = self.number("routing.density")
+        return target if target is not None or self.trace is None else self.trace.density_target
+
+    @property
+    def num_layers(self) -> int | None:
+        """Layers of the model, routed ones included."""
+        layers = self.number("model.num_layers")
+        return layers if layers is not None or self.trace is None else self.trace.num_layers
+
+    @property
+    def steps_planned(self) -> int | None:
+        """Steps of the whole run."""
+        return self.number("train.steps")
+
+    @property
+    def steps_done(self) -> int:
+        """Steps completed by the last record."""
+        return self.history.train[-1].step if self.history.train else 0
+
+    @property
+    def ending(self) -> EventRecord | None:
+        """The event that ended the last attempt; None when it goes on or was killed."""
+        last = [e for e in self.history.events if e.attempt == self.history.attempts[-1]]
+        return next((e for e in reversed(last) if e.kind in ("end", "stop")), None)
+
+
+def _config(directory: Path, gaps: list[str]) -> Mapping[str, Any]:
+    path = directory / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(config, Mapping):
+            return config
+        reason = "it does not hold sections"
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    gaps.append(f"config.yaml could not be read ({reason}): shape, layout and target of the run are not shown.")
+    return {}
+
+
+def _trace(directory: Path, gaps: list[str]) -> Trace | None:
+    try:
+        return trace.read_trace(directory / trace.FILE_NAME)
+    except FileNotFoundError:
+        gaps.append(
+            f"There is no {trace.FILE_NAME}: the routing of single tokens is not shown. It is written when validation "
+            "data is given (data.valid) and metrics.trace_samples is above 0."
+        )
+    except (OSError, ValueError) as error:
+        gaps.append(f"{trace.FILE_NAME} could not be read: {error}.")
+    return None

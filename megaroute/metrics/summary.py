@@ -1,0 +1,217 @@
+"""The report's words and numbers: what the run is, how it went, what its attempts did."""
+
+import math
+from dataclasses import dataclass
+
+from megaroute.metrics.formats import duration, percent, si
+from megaroute.metrics.history import differences, overlap
+from megaroute.metrics.records import EventRecord, TrainRecord
+from megaroute.metrics.run_view import RunView
+from megaroute.metrics.throughput import utilisation
+
+FINAL_SHARE = 0.1
+"""Final values are means over this share of the steps, the last ones: a single step is noise."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One row of a table: what, how much, and what it means."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run."""
+
+    number: int
+    first_step: int | None
+    last_step: int | None
+    seconds: float
+    where: str
+    """Device and number of ranks, and the layout when it was recorded."""
+    ending: str
+
+
+def state(run: RunView) -> str:
+    """One sentence: how far the run came and how it ended."""
+    planned = f" of {run.steps_planned:,}" if run.steps_planned else ""
+    done = f"Steps completed: {run.steps_done:,}{planned}."
+    if run.ending is None:
+        return f"{done} The run goes on, or was cut off: its last attempt recorded no end."
+    resumable = " It can be resumed." if run.ending.kind == "stop" else ""
+    return f"{done} The run's last word: {run.ending.message.rstrip('.')}.{resumable}"
+
+
+def shape(run: RunView) -> list[Fact]:
+    """What was trained, on what."""
+    facts = [
+        Fact("Model", _model(run)),
+        Fact("Routing", _routing(run)),
+        Fact("Layout", _layout(run)),
+        Fact("Batch", _batch(run)),
+    ]
+    return [fact for fact in facts if fact.value]
+
+
+def results(run: RunView) -> list[Fact]:
+    """Key results, those that there are."""
+    if not run.history.train:
+        return []
+    return [*_losses(run), *_work(run), *_trust(run)]
+
+
+def attempts(run: RunView) -> list[Attempt]:
+    """Every start of the run, in order."""
+    return [_attempt(run, number) for number in run.history.attempts]
+
+
+def alarms(run: RunView) -> list[EventRecord]:
+    """Alarms that were raised, in order."""
+    return [event for event in run.history.events if event.kind == "alarm"]
+
+
+def final(train: tuple[TrainRecord, ...]) -> tuple[TrainRecord, ...]:
+    """The last FINAL_SHARE of the steps, at least one."""
+    return train[-max(1, math.ceil(FINAL_SHARE * len(train))) :]
+
+
+def _model(run: RunView) -> str:
+    parts = [f"{si(run.about['parameters'])} parameters"] if run.about.get("parameters") else []
+    names = (
+        ("model.num_layers", "layers"),
+        ("model.hidden_size", "hidden"),
+        ("model.num_attention_heads", "heads"),
+        ("model.ffn_hidden_size", "MLP"),
+        ("model.vocab_size", "vocabulary"),
+    )
+    parts += [f"{name} {run.setting(key):,}" for key, name in names if run.number(key) is not None]
+    return ", ".join(parts)
+
+
+def _routing(run: RunView) -> str:
+    if not run.layers:
+        return "no layer carries a router: every token executes every layer"
+    of = f"{len(run.layers)} of {run.num_layers} layers" if run.num_layers else f"{len(run.layers)} layers"
+    parts = [f"{of} carry a router ({_ranges(run.layers)})"]
+    if run.target is not None:
+        parts.append(f"target density {percent(run.target)}")
+    if router := run.setting("routing.router"):
+        parts.append(f"router {router}")
+    return ", ".join(parts)
+
+
+def _layout(run: RunView) -> str:
+    degrees = {name: run.setting(f"parallel.{name}") for name in ("tensor", "pipeline", "data")}
+    from_config = ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree)
+    layout = run.about.get("layout") or from_config
+    parts = [str(layout)] if layout else []
+    if run.about.get("world_size"):
+        parts.append(f"{run.about['world_size']} x {run.about.get('device', 'unknown device')}")
+    if precision := run.setting("train.precision"):
+        parts.append(str(precision))
+    return "; ".join(parts)
+
+
+def _batch(run: RunView) -> str:
+    rows, length = run.number("train.global_batch"), run.number("data.sequence_length")
+    if rows is None or length is None:
+        return ""
+    return f"{rows:,} rows of {length:,} tokens, {si(rows * length)} tokens a step"
+
+
+def _losses(run: RunView) -> list[Fact]:
+    last = final(run.history.train)
+    loss = _mean([r.loss for r in last])
+    steps = f"mean of the last {len(last):,} steps" if len(last) > 1 else "last step"
+    facts = [Fact("Training loss", f"{loss:.4f} nats per token", f"{steps}; perplexity {_exp(loss)}")]
+    if run.history.valid:
+        valid = run.history.valid[-1]
+        note = f"validation loss {valid.loss:.4f} nats per token on {valid.rows:,} rows, after step {valid.step:,}"
+        facts.append(Fact("Validation", f"{valid.bits_per_byte:.4f} bits per byte", note))
+    return facts
+
+
+def _work(run: RunView) -> list[Fact]:
+    train, last = run.history.train, final(run.history.train)
+    seconds = sum(r.seconds for r in last)
+    speed = sum(r.executed_flops for r in last) / seconds if seconds else 0.0
+    tokens = sum(r.tokens_per_second * r.seconds for r in last) / seconds if seconds else 0.0
+    executed, dense = sum(r.executed_flops for r in train), sum(r.dense_flops for r in train)
+    facts = []
+    if run.layers:
+        target = f"target {percent(run.target)}; " if run.target is not None else ""
+        densities = [sum(r.density) / len(r.density) for r in last if r.density]
+        range_note = f"{target}share of tokens that a routed layer executes, mean over layers"
+        facts.append(Fact("Density", percent(_mean(densities)), range_note))
+    if dense:
+        note = f"{si(executed, 'FLOP')} instead of {si(dense, 'FLOP')}; keys, values and routers are counted"
+        facts.append(Fact("Arithmetic executed", f"{percent(executed / dense)} of dense", note))
+    facts.append(Fact("Tokens", si(train[-1].tokens), f"{train[-1].samples:,} rows"))
+    facts.append(Fact("Speed", f"{si(tokens)} tokens/s", f"{si(speed, 'FLOP/s')} executed{_mfu(run, speed)}"))
+    facts.append(Fact("Time in steps", duration(sum(r.seconds for r in train)), "without start, validation and saving"))
+    return facts
+
+
+def _mfu(run: RunView, flops_per_second: float) -> str:
+    device, ranks = run.about.get("device"), run.about.get("world_size")
+    if not device or not ranks:
+        return ""
+    share = utilisation(flops_per_second, str(device), str(run.setting("train.precision")), int(ranks))
+    return "" if share is None else f", {percent(share)} of the devices' peak (MFU)"
+
+
+def _trust(run: RunView) -> list[Fact]:
+    facts = []
+    skipped = sum(r.skipped_update for r in run.history.train)
+    if skipped:
+        facts.append(Fact("Updates left out", f"{skipped:,}", "their loss or gradient was not finite"))
+    pairs = overlap(run.history)
+    if not pairs:
+        return facts
+    differing = [(step, differences(a, b)) for step, a, b in pairs if differences(a, b)]
+    if not differing:
+        note = "a resumed attempt computed them again: loss, gradient norm and densities are the same bits"
+        return [*facts, Fact("Steps computed twice", f"{len(pairs):,}, all bit-equal", note)]
+    step, names = differing[0]
+    spread = max((abs(a.loss - b.loss) / abs(a.loss) for _, a, b in pairs if math.isfinite(a.loss - b.loss)), default=0)
+    note = f"first at step {step:,} in {', '.join(names)}; losses differ by {spread:.1e} relative at most"
+    return [*facts, Fact("Steps computed twice", f"{len(pairs):,}, {len(differing):,} differ", note)]
+
+
+def _attempt(run: RunView, number: int) -> Attempt:
+    steps = run.history.of_attempt(number)
+    events = [event for event in run.history.events if event.attempt == number]
+    about = next((event.values for event in events if event.kind in ("start", "resume")), {})
+    where = f"{about['world_size']} x {about['device']}" if {"world_size", "device"} <= set(about) else ""
+    ending = next((event.message for event in reversed(events) if event.kind in ("end", "stop")), "no end recorded")
+    return Attempt(
+        number=number,
+        first_step=steps[0].step if steps else None,
+        last_step=steps[-1].step if steps else None,
+        seconds=sum(r.seconds for r in steps),
+        where=", ".join(filter(None, (where, str(about.get("layout", ""))))),
+        ending=ending,
+    )
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """2, 3, 4, 7 as "2-4, 7"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _exp(loss: float) -> str:
+    return f"{math.exp(loss):.4g}" if loss < 700 else "unknown"

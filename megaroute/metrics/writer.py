@@ -1,0 +1,76 @@
+"""The one object that training tells what happened."""
+
+import dataclasses
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from megaroute.config.root import Config
+from megaroute.metrics.console import LogSink, ProgressSink
+from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord
+from megaroute.metrics.sinks import FILE_NAME, JsonlSink, NullSink, TensorBoardSink
+
+
+class MetricsWriter:
+    """Hands every record to `metrics.jsonl`, the log, a progress bar when standard error is a terminal, and TensorBoard
+    when metrics.tensorboard is set.  Lives on rank 0 only, in `run_dir`, which exists.
+
+    `start_step` is the number of steps completed before this attempt, `layers` the indices of the routed layers,
+    `device_name` as `torch.cuda.get_device_name` gives it, or "cpu".  Raises ConfigError when TensorBoard is asked for
+    and not installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        config: Config,
+        *,
+        start_step: int,
+        attempt: int,
+        device_name: str,
+        world_size: int,
+        layers: tuple[int, ...],
+    ) -> None:
+        self._about = {"device": device_name, "world_size": world_size, "routed_layers": list(layers)}
+        run_dir, steps, every = Path(run_dir), config.train.steps, config.metrics.log_every
+        log = LogSink(
+            every=every,
+            start_step=start_step,
+            steps=steps,
+            layers=layers,
+            device=device_name,
+            precision=config.train.precision,
+            devices=world_size,
+        )
+        # TensorBoard is opened first, since it may be refused, but told after the file that all else relies on.
+        events = (
+            [TensorBoardSink(run_dir / "tensorboard", attempt, layers, every)] if config.metrics.tensorboard else []
+        )
+        self._sinks: list[NullSink] = [JsonlSink(run_dir / FILE_NAME), log, *events]
+        if sys.stderr.isatty():
+            self._sinks.append(ProgressSink(start_step=start_step, steps=steps))
+
+    def train(self, record: TrainRecord) -> None:
+        """Write one step."""
+        for sink in self._sinks:
+            sink.train(record)
+
+    def valid(self, record: ValidRecord) -> None:
+        """Write one validation."""
+        for sink in self._sinks:
+            sink.valid(record)
+
+    def event(self, record: EventRecord) -> None:
+        """Write one event, log its message; "start" and "resume" also get device, ranks and routed layers."""
+        if record.kind in ("start", "resume"):
+            values: dict[str, Any] = {**self._about, **record.values}
+            record = dataclasses.replace(record, values=values)
+        for sink in self._sinks:
+            sink.event(record)
+
+    def close(self) -> None:
+        """Close every sink, also when one of them fails to."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)

@@ -1,0 +1,105 @@
+"""The log line says what a person asks first; the progress bar and the log do not write into each other."""
+
+import io
+import logging
+
+import pytest
+
+from megaroute.common import log
+from megaroute.metrics.console import LogSink, ProgressSink, density_text
+from megaroute.metrics.records import EventRecord
+
+
+def log_sink(**changes):
+    values = {"every": 5, "start_step": 0, "steps": 20, "layers": (2, 3), "device": "cpu", "precision": "fp32"}
+    return LogSink(**{**values, "devices": 2, **changes})
+
+
+def messages(logged):
+    return [record.getMessage() for record in logged]
+
+
+def test_lines_come_at_the_first_step_every_interval_and_the_last(logged, train_record):
+    sink = log_sink(every=5, start_step=7, steps=18)
+    for step in range(8, 19):
+        sink.train(train_record(step))
+    assert [m.split(" | ")[0] for m in messages(logged)] == ["step 8/18", "step 10/18", "step 15/18", "step 18/18"]
+
+
+def test_the_line_holds_the_numbers(logged, train_record):
+    sink = log_sink()
+    sink.train(train_record(1, loss=2.5, grad_norm=0.8125, density=(0.25, 0.75), lr=3e-4, executed_flops=6e11))
+    assert messages(logged)[0].split(" | ") == [
+        "step 1/20",
+        "loss 2.5000",
+        "grad norm 0.812",
+        "8.19k tokens/s",
+        "1.2 TFLOP/s executed",
+        "density 0.500 (L2 0.25, L3 0.75)",
+        "lr 3.00e-04",
+        "eta 10s",
+    ]
+
+
+def test_speed_is_the_mean_of_the_interval_over_time(logged, train_record):
+    sink = log_sink(every=5, start_step=10)
+    sink.train(train_record(11))
+    sink.train(train_record(12, seconds=1.0, tokens_per_second=1000.0, executed_flops=1e12))
+    sink.train(train_record(15, seconds=3.0, tokens_per_second=3000.0, executed_flops=7e12))
+    assert "2.5k tokens/s | 2 TFLOP/s executed" in messages(logged)[1]
+    assert messages(logged)[1].endswith("eta 10s")
+
+
+def test_utilisation_is_shown_where_the_device_is_known(logged, train_record):
+    log_sink(device="NVIDIA A100-SXM4-80GB", precision="bf16", devices=4).train(
+        train_record(1, seconds=1.0, executed_flops=312e12)
+    )
+    assert "MFU 25.0 %" in messages(logged)[0]
+
+
+def test_a_skipped_update_is_said(logged, train_record):
+    log_sink().train(train_record(1, skipped_update=True, nonfinite=2))
+    assert "update skipped" in messages(logged)[0] and "2 in a row" in messages(logged)[0]
+
+
+def test_validation_and_events_are_logged(logged, valid_record):
+    sink = log_sink()
+    sink.valid(valid_record(5))
+    sink.event(EventRecord(kind="resume", step=5, attempt=2, message="resumed from step 5"))
+    sink.event(EventRecord(kind="alarm", step=5, attempt=2, message="layer 3 collapsed"))
+    assert "valid loss 3.1000 | 1.2500 bits per byte" in messages(logged)[0]
+    assert messages(logged)[1:] == ["resumed from step 5", "layer 3 collapsed"]
+    assert [r.levelno for r in logged] == [logging.INFO, logging.INFO, logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "layers, density, text",
+    [
+        ((), (), "no routed layer"),
+        ((4,), (0.5,), "density 0.500 (L4 0.50)"),
+        (tuple(range(9)), (0.1,) * 8 + (1.0,), "density 0.200 (0.10 to 1.00)"),
+    ],
+)
+def test_density_text(layers, density, text):
+    assert density_text(layers, density) == text
+
+
+def test_log_lines_are_written_above_the_bar(monkeypatch, train_record):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    log.configure()
+    logger = log.get_logger()
+    before = list(logger.handlers)
+    bar = ProgressSink(start_step=5, steps=20)
+    try:
+        for step in (6, 7):
+            bar.train(train_record(step, loss=2.5))
+        logger.info("a line of the log")
+        bar.train(train_record(8, loss=2.25))
+    finally:
+        bar.close()
+        assert logger.handlers == before
+        logger.handlers.clear()
+    painted = [part for line in screen.getvalue().split("\n") for part in line.split("\r")]
+    assert any(part.endswith("a line of the log") and "step/s" not in part for part in painted)
+    assert "8/20" in painted[-2] and "loss 2.2500" in painted[-2]
