@@ -1,0 +1,1 @@
+"""Checkpoints: layout on disk (no torch), saving and loading across layouts, retention."""

@@ -1,0 +1,1 @@
+"""The network: Megatron-core's GPT model from layer specs, with routed layers where the configuration wants them."""

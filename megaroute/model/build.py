@@ -1,0 +1,42 @@
+"""The chunks of this rank's stage, built and initialised."""
+
+from megatron.core.models.gpt import GPTModel
+
+from megaroute.config.root import Config
+from megaroute.model.initialise import initialise
+from megaroute.model.routed_layer import RoutedLayer
+from megaroute.model.spec import block_spec, transformer_config
+from megaroute.parallel.dims import ParallelDims
+from megaroute.parallel.stages import chunks_of_stage
+from megaroute.platform.device import Platform
+
+
+def build_chunks(config: Config, dims: ParallelDims, pipeline_rank: int, platform: Platform) -> list[GPTModel]:
+    """One model per chunk of the stage, on the platform's device, weights a function of train.seed alone.
+
+    The groups of megaroute.parallel.groups must be up.
+    """
+    chunks = []
+    for chunk in chunks_of_stage(config.model.num_layers, dims, pipeline_rank):
+        model = GPTModel(
+            config=transformer_config(config),
+            transformer_layer_spec=block_spec(config, chunk),
+            vocab_size=config.model.vocab_size,
+            max_sequence_length=config.data.sequence_length,
+            pre_process=chunk.first,
+            post_process=chunk.last,
+            share_embeddings_and_output_weights=config.model.tie_embeddings,
+            position_embedding_type="rope",
+            rotary_base=config.model.rope_base,
+            vp_stage=chunk.index if dims.virtual_pipeline > 1 else None,
+        )
+        model = model.to(platform.device)
+        initialise(model, config)
+        chunks.append(model)
+    return chunks
+
+
+def routed_layers(chunks: list[GPTModel]) -> dict[int, RoutedLayer]:
+    """Routed layers of this rank's chunks by global layer index, from 0."""
+    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, RoutedLayer)]
+    return {layer.unit: layer for layer in found}

@@ -1,0 +1,56 @@
+"""Bring-up of Megatron-core's process groups.  The one caller of its `parallel_state`."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megaroute.parallel.dims import ParallelDims
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This rank's place, and the groups that others need."""
+
+    dims: ParallelDims
+    rank: int
+    tensor_rank: int
+    data_rank: int
+    pipeline_rank: int
+    data_group: dist.ProcessGroup
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pipeline_rank == self.dims.pipeline - 1
+
+
+def bring_up(dims: ParallelDims, seed: int) -> Groups:
+    """Make Megatron-core's groups for `dims` on the running process group, replacing earlier ones."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        dims.tensor,
+        dims.pipeline,
+        virtual_pipeline_model_parallel_size=dims.virtual_pipeline if dims.virtual_pipeline > 1 else None,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)  # sequence parallelism forks this tracker, though nothing here draws from it
+    tensor, data, pipeline = dims.coordinates(dist.get_rank())
+    assert tensor == parallel_state.get_tensor_model_parallel_rank()
+    assert data == parallel_state.get_data_parallel_rank()
+    assert pipeline == parallel_state.get_pipeline_model_parallel_rank()
+    return Groups(dims, dist.get_rank(), tensor, data, pipeline, parallel_state.get_data_parallel_group())
+
+
+def tear_down() -> None:
+    """Forget the groups; harmless when there are none."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()

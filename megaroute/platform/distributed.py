@@ -1,0 +1,45 @@
+"""Bring-up and end of communication between the ranks."""
+
+import datetime
+import os
+import shutil
+
+import torch.distributed as dist
+
+from megaroute.platform import megatron_cpu
+from megaroute.platform.device import Platform
+
+
+def start(platform: Platform, timeout_s: int = 600) -> tuple[int, int]:
+    """Join the process group that the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describes.
+
+    Outside a launcher the process is rank 0 of 1.  Returns (rank, world size).  Ports Megatron-core when on CPU.
+    """
+    megatron_cpu.install()
+    os.environ.setdefault("DS_ACCELERATOR", platform.device.type)  # or DeepSpeed warns that it had to guess
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            _join(platform, timeout_s)
+        else:
+            dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _join(platform: Platform, timeout_s: int) -> None:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if platform.on_cpu and shutil.which("c++") is None:
+        # DeepSpeed compiles a shared-memory operator at its first initialisation on a CPU and fails without a compiler;
+        # Megatron-core's collectives never use it.
+        dist.init_process_group(platform.backend, timeout=timeout)
+        return
+    import deepspeed
+
+    deepspeed.init_distributed(
+        dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+    )
+
+
+def stop() -> None:
+    """Leave the process group; harmless when there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

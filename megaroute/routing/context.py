@@ -1,0 +1,42 @@
+"""What a routed unit must know about the micro-batch in front of it, and what it leaves behind."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What one unit did with one micro-batch.  Rows and pairs are those of the whole micro-batch, all tensor ranks."""
+
+    keep_SB: Tensor
+    """bool [S, B], the decisions for the whole sequence."""
+    margin_SB: Tensor | None
+    """float32 [S, B] or, under sequence parallelism, this rank's slice: distance of each decision from its threshold."""
+    rows: int
+    """Rows computed, padding included."""
+    attention_pairs: int
+    """Query-key pairs computed."""
+
+
+@dataclass
+class RoutingContext:
+    """One micro-batch as routing sees it.  Units write their record under their index; a recomputation reads it back.
+
+    Keeping the decisions, rather than making them again from recomputed activations, rules out that a backward pass
+    recomputes other rows than the forward pass kept.
+    """
+
+    seed: int = 0
+    """Seed of the noise."""
+    step: int = 0
+    """Optimizer step that the micro-batch belongs to."""
+    samples_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """int64 [B], global sample numbers of the rows."""
+    budget_scale: float = 0.0
+    """Factor of the budget loss of this micro-batch: loss scale / micro-batches per step."""
+    replay: dict[int, Tensor] = field(default_factory=dict)
+    """Debug: decisions, bool [S, B] by unit, that replace the router's own."""
+    records: dict[int, UnitRecord] = field(default_factory=dict)
+    """Filled by the forward pass, by unit."""
