@@ -1,0 +1,1 @@
+"""The run: setup builds, state remembers, step computes, loop sequences."""

@@ -1,0 +1,57 @@
+"""The loop: the life of a run on one screen."""
+
+from megaroute.common.files import write_json
+from megaroute.common.log import get_logger
+from megaroute.training.evaluate import validate
+from megaroute.training.guards import check_nonfinite
+from megaroute.training.observer import Observer
+from megaroute.training.parts import Parts
+from megaroute.training.setup import gather_cursor, run_record
+from megaroute.training.signals import STOPPED_EARLY, StopRequest
+from megaroute.training.step import run_step
+from megaroute.training.trace import FILE_NAME, trace
+
+log = get_logger(__name__)
+
+
+def run(parts: Parts, observer: Observer) -> int:
+    """Train until train.steps or a request to stop; returns the exit code, 0 or STOPPED_EARLY."""
+    config, state = parts.config, parts.state
+    with StopRequest() as stop:
+        while state.step < config.train.steps:
+            result = run_step(parts, stop.requested)
+            state.advance(result.rows, config.data.sequence_length, result.skipped)
+            observer.train(result)
+            check_nonfinite(state.nonfinite, config.train.max_nonfinite)
+            if result.totals.stop:
+                return _stop(parts, observer)
+            if _validation_due(parts):
+                observer.valid(validate(parts))
+            if parts.checkpoints.due(state.step):
+                _save(parts, observer)
+        _save(parts, observer)
+        if config.data.valid is not None and config.metrics.trace_samples:
+            found = trace(parts, config.metrics.trace_samples)
+            if found is not None:
+                write_json(parts.run_dir / FILE_NAME, found)
+    observer.event("end", f"finished {state.step} steps")
+    return 0
+
+
+def _validation_due(parts: Parts) -> bool:
+    train, step = parts.config.train, parts.state.step
+    every = train.validate_every
+    return every is not None and (step % every == 0 or step == train.steps)
+
+
+def _save(parts: Parts, observer: Observer) -> None:
+    if parts.checkpoints.last == parts.state.step:  # written at this very step already
+        return
+    path = parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts))
+    observer.event("checkpoint", f"saved {path}")
+
+
+def _stop(parts: Parts, observer: Observer) -> int:
+    _save(parts, observer)
+    observer.event("stop", f"asked to stop: saved at step {parts.state.step}; the same command goes on from there")
+    return STOPPED_EARLY

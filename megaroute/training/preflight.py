@@ -1,0 +1,50 @@
+"""Everything that can be refused before a process group exists and before anything is written.  No torch."""
+
+import os
+from pathlib import Path
+
+from megaroute.checkpoint.layout import check_model, complete_checkpoints, find_latest, read_cursor
+from megaroute.common.errors import CheckpointError, LaunchError
+from megaroute.config.checks import check_config
+from megaroute.config.root import Config
+from megaroute.data.cursor import Cursor, data_identity
+from megaroute.data.verify import check_data
+from megaroute.launch.devices import detect_device
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise UserError, in one sentence, for configuration, data, checkpoint or run directory that cannot work."""
+    backend = "gloo" if detect_device(config.run.device) == "cpu" else "nccl"
+    check_config(config, world_size, backend)
+    check_data(config.data, config.model.vocab_size)
+    _check_writable(config.run_directory)
+    _check_checkpoint(config)
+
+
+def _check_writable(directory: Path) -> None:
+    """The nearest folder that exists must take new files."""
+    existing = directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        raise LaunchError(
+            f"run.directory: {directory} cannot be made because {existing} {what}; set run.directory to a folder you own"
+        )
+
+
+def _check_checkpoint(config: Config) -> None:
+    root = config.run_directory / "checkpoints"
+    if not root.is_dir():
+        return
+    if not config.checkpoint.resume:
+        if complete_checkpoints(root):
+            raise CheckpointError(
+                f"checkpoint.resume is false, but {root} holds checkpoints of an earlier run, which would be mixed with "
+                "this one's; choose another run.directory or run.name, or remove that folder"
+            )
+        return
+    latest = find_latest(root)
+    if latest is not None:
+        check_model(latest, config.model.model_dump(mode="json"), list(config.routed_layers))
+        Cursor.from_json(read_cursor(latest)).check(data_identity(config.data))

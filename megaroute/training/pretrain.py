@@ -1,0 +1,59 @@
+"""Entry of one rank: bring up, set up, loop, clean up."""
+
+import os
+
+import torch.distributed as dist
+
+from megaroute.common import log as logging
+from megaroute.common.errors import UserError
+from megaroute.config.root import Config
+from megaroute.config.sizes import num_parameters
+from megaroute.launch.rundir import prepare_run_directory
+from megaroute.metrics.report import write_report
+from megaroute.parallel import groups
+from megaroute.platform import device, distributed
+from megaroute.training import loop, preflight
+from megaroute.training.observer import Observer
+from megaroute.training.setup import setup
+
+PREFLIGHT_DONE = "MEGAROUTE_PREFLIGHT_DONE"
+"""Set by the launcher for its ranks: it has checked everything and made the run directory."""
+
+
+def main(config: Config) -> int:
+    """Train as `config` says on the ranks of the environment; returns the exit code.
+
+    Raises UserError on every rank alike when something can be refused before training.
+    """
+    platform = device.resolve(config.run.device)
+    rank, world_size = distributed.start(platform, config.run.timeout_s)
+    try:
+        _prepare(config, rank, world_size)
+        logging.configure(rank, config.run_directory / "log.txt")
+        parts = setup(config, platform, world_size)
+        observer = Observer(parts, num_parameters(config.model, config.routed_layers))
+        try:
+            code = loop.run(parts, observer)
+        finally:
+            observer.close()
+        if rank == 0 and config.metrics.report:
+            logging.get_logger().info("report: %s", write_report(parts.run_dir))
+        dist.barrier()
+        return code
+    finally:
+        groups.tear_down()
+        distributed.stop()
+
+
+def _prepare(config: Config, rank: int, world_size: int) -> None:
+    """Rank 0 checks and makes the run directory; its verdict is everybody's."""
+    verdict: list[UserError | None] = [None]
+    if rank == 0 and PREFLIGHT_DONE not in os.environ:
+        try:
+            preflight.check(config, world_size)
+            prepare_run_directory(config)
+        except UserError as error:
+            verdict = [error]
+    dist.broadcast_object_list(verdict, src=0)
+    if verdict[0] is not None:
+        raise verdict[0]

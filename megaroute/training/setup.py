@@ -1,0 +1,117 @@
+"""Build every part of a run, and put it where the newest checkpoint left it."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megaroute.checkpoint.layout import RunRecord
+from megaroute.checkpoint.manager import CheckpointManager
+from megaroute.common.log import get_logger
+from megaroute.config.root import Config
+from megaroute.data.cursor import Cursor, data_identity, merge_parts
+from megaroute.data.stream import open_stream
+from megaroute.data.tokenizer import Tokenizer
+from megaroute.model.build import build_chunks, routed_layers
+from megaroute.optim.build import build_optimizer, wrap
+from megaroute.optim.schedule import Schedule, batch_size
+from megaroute.parallel.dims import ParallelDims
+from megaroute.parallel.groups import bring_up
+from megaroute.platform.device import Platform
+from megaroute.training.parts import Parts
+from megaroute.training.state import TrainState
+
+log = get_logger(__name__)
+
+
+def setup(config: Config, platform: Platform, world_size: int) -> Parts:
+    """All parts of the run on `world_size` ranks, restored from the run directory's newest checkpoint if there is one.
+
+    The process group must be up.  Raises UserError when data or checkpoint do not fit the configuration.
+    """
+    dims = ParallelDims.from_config(config.parallel, world_size)
+    groups = bring_up(dims, config.train.seed)
+    chunks = build_chunks(config, dims, groups.pipeline_rank, platform)
+    wrapped = wrap(config, chunks)
+    optimizer = build_optimizer(config, wrapped)
+    checkpoint = config.checkpoint
+    parts = Parts(
+        config=config,
+        platform=platform,
+        groups=groups,
+        chunks=chunks,
+        wrapped=wrapped,
+        routed=routed_layers(chunks),
+        optimizer=optimizer,
+        schedule=Schedule(config, optimizer),
+        batch_size=batch_size(config, dims.data),
+        stream=None,
+        token_bytes=_token_bytes(config),
+        checkpoints=CheckpointManager(
+            config.run_directory / "checkpoints",
+            checkpoint.keep,
+            checkpoint.every,
+            chunks,
+            optimizer,
+            groups.data_group,
+        ),
+        state=TrainState(),
+        run_dir=Path(config.run_directory),
+        resumed_from=None,
+    )
+    return _positioned(parts)
+
+
+def _token_bytes(config: Config) -> np.ndarray:
+    """Bytes of text of each id; rows of the embedding beyond the tokenizer's pieces stand for none."""
+    known = Tokenizer(config.data.tokenizer).token_bytes()
+    return np.pad(known, (0, config.model.vocab_size - len(known)))
+
+
+def _positioned(parts: Parts) -> Parts:
+    """Restore, then open the stream where the run stands."""
+    restored = parts.checkpoints.restore() if parts.config.checkpoint.resume else None
+    cursor = None
+    if restored is not None:
+        record, saved = restored
+        cursor = Cursor.from_json(saved)
+        cursor.check(data_identity(parts.config.data))
+        state = parts.state
+        state.step, state.samples, state.tokens, state.nonfinite = (
+            record.step,
+            record.samples,
+            record.tokens,
+            record.nonfinite,
+        )
+        parts = replace(parts, resumed_from=record.step)
+    if parts.reads_tokens:
+        data = parts.config.data
+        stream = open_stream(data, "train", parts.groups.data_rank, parts.groups.dims.data, cursor)
+        parts = replace(parts, stream=stream)
+    return parts
+
+
+def run_record(parts: Parts) -> RunRecord:
+    """What a checkpoint says of the run besides tensors and data cursor."""
+    counters = asdict(parts.state)
+    del counters["attempt"]
+    return RunRecord(
+        **counters,
+        model=parts.config.model.model_dump(mode="json"),
+        routed_layers=list(parts.config.routed_layers),
+        layout=parts.groups.dims.describe(),
+    )
+
+
+def gather_cursor(parts: Parts) -> dict[str, Any] | None:
+    """The data cursor of all replicas on rank 0, None elsewhere.  All ranks call it."""
+    speaks = parts.groups.is_first_stage and parts.groups.tensor_rank == 0 and parts.stream is not None
+    mine = parts.stream.cursor_part() if speaks and parts.stream is not None else None
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    if dist.get_rank() != 0:
+        return None
+    given = [part for part in gathered if part is not None]
+    return merge_parts(given, parts.state.samples, data_identity(parts.config.data)).to_json()

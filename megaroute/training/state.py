@@ -1,0 +1,26 @@
+"""Where a run stands."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainState:
+    """Counters that, with weights, optimizer state and data cursor, decide the next step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    """Rows consumed."""
+    tokens: int = 0
+    """Tokens consumed."""
+    nonfinite: int = 0
+    """Consecutive steps skipped for a non-finite loss or gradient."""
+    attempt: int = 1
+    """Which start of the run this is."""
+
+    def advance(self, rows: int, sequence_length: int, skipped: bool) -> None:
+        """Count a finished step of `rows` rows."""
+        self.step += 1
+        self.samples += rows
+        self.tokens += rows * sequence_length
+        self.nonfinite = self.nonfinite + 1 if skipped else 0
