@@ -32,6 +32,12 @@ def test_file_fits_its_processes(file):
         check_config(config, config.parallel.model_size * replicas, "gloo" if on_cpu else "nccl")
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("debug/")])
+def test_short_trial_with_another_layout_needs_no_further_keys(file):
+    config = load_config(FOLDER / file, ["train.steps=1000", "parallel.tensor=4"])
+    check_config(config, config.parallel.model_size, "nccl")
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_run_has_the_name_of_its_file(file):
     assert load_config(FOLDER / file).run.name == Path(file).name.removesuffix(".yaml")

@@ -1,0 +1,7 @@
+"""`python -m megaroute` is the `megaroute` command."""
+
+import sys
+
+from megaroute.cli import main
+
+sys.exit(main())

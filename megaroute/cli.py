@@ -1,0 +1,209 @@
+"""The `megaroute` command.  Imports happen in the handlers: help and errors must not wait for torch."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from megaroute import __version__
+from megaroute.common.errors import ConfigError, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status: 0, 2 for what the user can mend, or what the run returned."""
+    arguments = _parse(argv)
+    try:
+        return int(arguments.handler(arguments))
+    except UserError as error:
+        _report(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _report(error: UserError) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and isinstance(error, ConfigError):
+        return  # every rank read the same configuration: rank 0 says it
+    where = f"[rank {rank}] " if rank else ""
+    print(f"megaroute: error: {where}{error}", file=sys.stderr)
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from megaroute.config.checks import check_config
+    from megaroute.config.load import dump_config, load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    check_config(config)
+    print(dump_config(config), end="")
+    return 0
+
+
+def _config_schema(_: argparse.Namespace) -> int:
+    import json
+
+    from megaroute.config.load import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+    return 0
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from megaroute.common import log
+    from megaroute.config.checks import check_config
+    from megaroute.config.load import load_config
+    from megaroute.launch import command, devices, local, rundir
+
+    config = load_config(arguments.config, arguments.overrides)
+    processes = command.num_processes(config, arguments.nproc)
+    device = devices.detect_device(config.run.device)
+    launch = command.local_launch(config.run_directory / rundir.CONFIG_FILE, processes, device)
+    if arguments.dry_run:
+        check_config(config, processes, backend="gloo" if device == "cpu" else "nccl")
+        print(launch.shell_line())
+        return 0
+    from megaroute.training import preflight
+
+    preflight.check(config, processes)
+    rundir.prepare_run_directory(config)
+    log.configure()
+    return local.run(launch)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from megaroute.config.load import load_config
+    from megaroute.launch import devices, local, slurm_env
+
+    _silence_warnings()
+    slurm_env.set_rank_environment()
+    local.follow_supervisor()
+    config = load_config(arguments.config, arguments.overrides)
+    if config.run.device == "cpu":
+        devices.hide_devices(os.environ)
+    from megaroute.training import pretrain
+
+    return pretrain.main(config)
+
+
+def _silence_warnings() -> None:
+    """Hide what torch and Megatron-core tell their own developers, once per rank; PYTHONWARNINGS=default shows it."""
+    if not sys.warnoptions:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that write checkpoints
+        warnings.simplefilter("ignore")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from megaroute.evaluation import generate
+
+    return generate.main(
+        run=arguments.run,
+        prompt=arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+    )
+
+
+def _write_report(arguments: argparse.Namespace) -> int:
+    from megaroute.metrics.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives up on positionals that follow an option: `launch FILE --nproc 2 train.steps=5`.
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest) or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += overrides
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megaroute", description="Pretrain language models in which every token decides whether to be computed."
+    )
+    parser.add_argument("--version", action="version", version=f"megaroute {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_config(commands)
+    launch = _add(commands, "launch", _launch, "start a run on this machine", "pretrain_configs/debug/cpu.yaml")
+    _add_config_arguments(launch)
+    launch.add_argument(
+        "--nproc", type=_positive, metavar="N", help="processes; the default is tensor * pipeline * data"
+    )
+    launch.add_argument("--dry-run", action="store_true", help="check the configuration and print the command only")
+    pretrain = _add(
+        commands, "pretrain", _pretrain, "one rank of a run; what launch and srun start", "runs/x/config.yaml"
+    )
+    _add_config_arguments(pretrain)
+    _add_generate(commands)
+    report = _add(commands, "report", _write_report, "write report.html of a run and print its path", "runs/cpu")
+    report.add_argument("run", type=Path, help="run directory")
+    return parser
+
+
+def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = commands.add_parser("config", help="show a resolved configuration, or the schema of all keys")
+    actions = config.add_subparsers(metavar="ACTION", required=True)
+    show = _add(actions, "show", _config_show, "print a configuration with every key", "run.yaml", "config show")
+    _add_config_arguments(show)
+    _add(actions, "schema", _config_schema, "print the JSON schema, for editors", "> megaroute.json", "config schema")
+
+
+def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    example = "runs/cpu --prompt 'def main' --tokens 80"
+    generate = _add(commands, "generate", _generate, "continue a text with the newest checkpoint of a run", example)
+    generate.add_argument("run", type=Path, help="run directory")
+    generate.add_argument("--prompt", required=True, help="text to continue")
+    generate.add_argument("--tokens", type=_positive, default=64, metavar="N", help="tokens to add (default 64)")
+    generate.add_argument(
+        "--temperature", type=_temperature, default=0.8, metavar="T", help="0 takes the likeliest token (default 0.8)"
+    )
+    generate.add_argument("--top-k", type=_positive, metavar="K", help="choose among the K likeliest (default: all)")
+    generate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the choices (default 0)")
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    handler: object,
+    summary: str,
+    example: str,
+    words: str = "",
+) -> argparse.ArgumentParser:
+    epilog = f"example: megaroute {words or name} {example}"
+    parser = commands.add_parser(name, help=summary, description=summary.capitalize() + ".", epilog=epilog)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys over the file, such as train.steps=100"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
