@@ -9,7 +9,6 @@ from megaroute.common.errors import UserError
 from megaroute.config.root import Config
 from megaroute.config.sizes import num_parameters
 from megaroute.launch.rundir import prepare_run_directory
-from megaroute.metrics.report import write_report
 from megaroute.parallel import groups
 from megaroute.platform import device, distributed
 from megaroute.training import loop, preflight
@@ -37,6 +36,8 @@ def main(config: Config) -> int:
         finally:
             observer.close()
         if rank == 0 and config.metrics.report:
+            from megaroute.metrics.report import write_report  # takes a second to import, once, here
+
             logging.get_logger().info("report: %s", write_report(parts.run_dir))
         dist.barrier()
         return code

@@ -7,16 +7,12 @@ directory, if there is one.  The output has per run the step's numbers and this 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch.distributed as dist
-
-from megaroute.config.load import load_config
-from megaroute.platform import device, distributed
-from megaroute.training.setup import gather_cursor, run_record, setup
-from megaroute.training.step import StepResult, run_step
+# Megatron-core's checkpoint writer spawns a process that imports this file again: heavy imports wait inside functions.
 
 
-def decisions(result: StepResult) -> list:
+def decisions(result: Any) -> list:
     """[unit, sample, kept positions, positions whose margin is under 1e-5] of every record of this rank."""
     found = []
     for micro in result.micros:
@@ -32,6 +28,13 @@ def decisions(result: StepResult) -> list:
 
 
 def train(run: dict) -> list[dict]:
+    import torch.distributed as dist
+
+    from megaroute.config.load import load_config
+    from megaroute.platform import device
+    from megaroute.training.setup import gather_cursor, run_record, setup
+    from megaroute.training.step import run_step
+
     config = load_config(Path(run["config"]), run["overrides"])
     platform = device.resolve("cpu")
     parts = setup(config, platform, dist.get_world_size())
@@ -55,6 +58,10 @@ def train(run: dict) -> list[dict]:
 
 
 def main() -> None:
+    import torch.distributed as dist
+
+    from megaroute.platform import device, distributed
+
     spec_file, out_file = map(Path, sys.argv[1:])
     distributed.start(device.resolve("cpu"), timeout_s=120)
     spec = json.loads(spec_file.read_text())

@@ -1,0 +1,1 @@
+"""What a trained model says and is worth: text generation, evaluation."""

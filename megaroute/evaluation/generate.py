@@ -1,0 +1,80 @@
+"""Text generation by the plain full forward pass: one pass over the whole context per token, greedy routing."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megaroute.common import log
+from megaroute.evaluation.load import Loaded, load_run
+from megaroute.model.microbatch import micro_batch
+from megaroute.parallel import groups
+from megaroute.platform import distributed
+from megaroute.routing.context import RoutingContext
+
+
+def main(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> int:
+    """Print `prompt` and its continuation; on standard error, how many layers the new tokens executed."""
+    log.configure()
+    try:
+        loaded = load_run(run)
+        ids, layers = generate(loaded, prompt, tokens, temperature, top_k, seed)
+        print(prompt + loaded.tokenizer.decode(ids))
+        print(_executed(loaded, layers), file=sys.stderr)
+        return 0
+    finally:
+        groups.tear_down()
+        distributed.stop()
+
+
+@torch.no_grad()
+def generate(
+    loaded: Loaded, prompt: str, tokens: int, temperature: float, top_k: int | None = None, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """At most `tokens` ids after `prompt`, ending early at the end of a document.
+
+    The context starts like a document and keeps the last data.sequence_length tokens.  `temperature` 0 takes the
+    likeliest token; `top_k` chooses among the k likeliest.
+
+    Returns:
+        (ids, number of routed layers that the last context token executed at each of them).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer, length = loaded.tokenizer, loaded.config.data.sequence_length
+    context = [tokenizer.eod, *tokenizer.encode(prompt)]
+    ids: list[int] = []
+    layers: list[int] = []
+    for _ in range(tokens):
+        logits_V, executed = _last_logits(loaded, (context + ids)[-length:])
+        chosen = choose(logits_V[: tokenizer.vocab_size], temperature, top_k, generator)
+        if chosen == tokenizer.eod:
+            break
+        ids.append(chosen)
+        layers.append(executed)
+    return ids, layers
+
+
+def choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+    """One id from float32 logits [V]."""
+    if temperature == 0:
+        return int(logits_V.argmax())
+    scaled = logits_V / temperature
+    if top_k is not None and top_k < scaled.numel():
+        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[-1], float("-inf"))
+    return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
+
+
+def _last_logits(loaded: Loaded, context: list[int]) -> tuple[Tensor, int]:
+    """Logits after the last token, float32 [vocabulary] on the CPU, and the routed layers that it executed."""
+    routing = RoutingContext()
+    tokens = torch.tensor([context], device=loaded.platform.device)
+    logits_BSV = loaded.model(tokens, None, None, packed_seq_params=micro_batch(len(context), routing))
+    executed = sum(int(record.keep_SB[-1, 0]) for record in routing.records.values())
+    return logits_BSV[0, -1].float().cpu(), executed
+
+
+def _executed(loaded: Loaded, layers: list[int]) -> str:
+    total, routed = loaded.config.model.num_layers, len(loaded.config.routed_layers)
+    mean = total - routed + (sum(layers) / len(layers) if layers else 0.0)
+    return f"{len(layers)} tokens, each executed {mean:.2f} of {total} layers on average"
