@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megaroute import __version__
-from megaroute.common.errors import ConfigError, UserError
+from megaroute.common.errors import ConfigError, MegarouteError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,14 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         return int(arguments.handler(arguments))
-    except UserError as error:
+    except MegarouteError as error:
         _report(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
 
 
-def _report(error: UserError) -> None:
+def _report(error: MegarouteError) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank and isinstance(error, ConfigError):
         return  # every rank read the same configuration: rank 0 says it
@@ -69,7 +69,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     preflight.check(config, processes)
     rundir.prepare_run_directory(config)
     log.configure()
-    return local.run(launch)
+    return local.run(launch, config.run.stop_grace_s)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:

@@ -1,12 +1,12 @@
 """What a checkpoint looks like on disk.  No torch: the launcher reads it too.
 
-    checkpoints/
-      latest                   name of the newest complete checkpoint, replaced in one operation
-      step-00000100/
-        complete.json          the marker: written last, removed first; a folder without it is not a checkpoint
-        run.json               step, samples, tokens; the model and routing sections; format
-        cursor.json            position in the data, free of topology
-        metadata.json, common.pt, .metadata, *.distcp     written by Megatron-core's dist_checkpointing
+checkpoints/
+  latest                   name of the newest complete checkpoint, replaced in one operation
+  step-00000100/
+    complete.json          the marker: written last, removed first; a folder without it is not a checkpoint
+    run.json               step, samples, tokens; the model and routing sections; format
+    cursor.json            position in the data, free of topology
+    metadata.json, common.pt, .metadata, *.distcp     written by Megatron-core's dist_checkpointing
 """
 
 import json
@@ -89,7 +89,7 @@ def resolve(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; name a run directory or a checkpoint folder in it")
     raise CheckpointError(
-        f"{path} holds no complete checkpoint (a folder with {MARKER}); name a run directory or a checkpoint folder in it"
+        f"{path} holds no complete checkpoint (a folder with {MARKER}); name a run directory or a checkpoint in it"
     )
 
 
@@ -114,7 +114,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}); the checkpoint is damaged: remove its folder to resume from the one before"
+            f"{path} cannot be read ({error}), so the checkpoint is damaged; remove its folder to use an older one"
         ) from error
     return dict(value)
 
@@ -125,8 +125,8 @@ def check_model(path: Path, model: dict[str, Any], routed_layers: list[int]) -> 
     for key in sorted(set(record.model) | set(model)):
         if record.model.get(key) != model.get(key):
             raise CheckpointError(
-                f"model.{key}: checkpoint {path} was written with {record.model.get(key)}, this run has {model.get(key)}; "
-                f"use model.{key}={record.model.get(key)}, or another run.directory to start afresh"
+                f"model.{key}: checkpoint {path} was written with {record.model.get(key)}, this run has "
+                f"{model.get(key)}; use model.{key}={record.model.get(key)}, or another run.directory to start afresh"
             )
     if record.routed_layers != routed_layers:
         raise CheckpointError(

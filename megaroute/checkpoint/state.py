@@ -21,9 +21,7 @@ def save_state(path: Path, chunks: list[GPTModel], optimizer: MegatronOptimizer,
     dist_checkpointing.save(_state_dict(chunks, optimizer, replicas, loading=False), str(path))
 
 
-def load_state(
-    path: Path, chunks: list[GPTModel], optimizer: MegatronOptimizer | None, replicas: ProcessGroup
-) -> None:
+def load_state(path: Path, chunks: list[GPTModel], optimizer: MegatronOptimizer | None, replicas: ProcessGroup) -> None:
     """Load weights, and optimizer state when an optimizer is given, from a complete checkpoint.  All ranks call it.
 
     Raises CheckpointError when the folder is not a complete checkpoint or lacks a tensor of the model.

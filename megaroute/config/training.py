@@ -101,6 +101,8 @@ class RunConfig(Section):
     """Where everything of the run is written; {name} stands for run.name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is a device and the CPU elsewhere."""
+    stop_grace_s: PositiveFloat = 8.0
+    """Seconds that the ranks of a local launch get to save after a Ctrl-C, before they are killed."""
     timeout_s: PositiveInt = 600
     """Seconds after which a collective that does not complete ends the run."""
 

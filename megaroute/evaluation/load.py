@@ -58,6 +58,6 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> None:
     trained_with = Cursor.from_json(read_cursor(checkpoint)).identity["tokenizer"]
     if tokenizer.fingerprint != trained_with:
         raise CheckpointError(
-            f"data.tokenizer: {tokenizer.path} has sha256 {tokenizer.fingerprint[:12]}, but {checkpoint} was trained with "
-            f"{trained_with[:12]}, so its ids would mean other text; put that tokenizer back"
+            f"data.tokenizer: {tokenizer.path} has sha256 {tokenizer.fingerprint[:12]}, but {checkpoint} was trained "
+            f"with {trained_with[:12]}, so its ids would mean other text; put that tokenizer back"
         )

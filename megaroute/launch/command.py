@@ -19,6 +19,10 @@ _FROM_OTHER_LAUNCHERS = (
 """Variables that would tell a rank of this run that it belongs to another one, such as an allocation's shell."""
 
 
+PREFLIGHT_DONE = "MEGAROUTE_PREFLIGHT_DONE"
+"""Tells ranks that their launcher has checked everything and made the run directory."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """A command, and the variables that differ from those of this process: None stands for a variable left out."""
@@ -81,6 +85,7 @@ def _slots(processes: int, device: Device) -> list[str]:
 def _variables(processes: int, device: Device) -> dict[str, str | None]:
     variables: dict[str, str | None] = dict.fromkeys((*_FROM_OTHER_LAUNCHERS, VISIBLE))
     variables["DS_ACCELERATOR"] = device
+    variables[PREFLIGHT_DONE] = "1"
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(max(1, _cores() // processes))
     return {name: value for name, value in variables.items() if value is not None or name in os.environ}

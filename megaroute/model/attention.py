@@ -151,7 +151,7 @@ class RoutedSelfAttention(Attention):
         """Abstract in Attention; the forward pass below does not go through it."""
         raise AssertionError("RoutedSelfAttention computes queries apart from keys and values")
 
-    def forward(self, h_sBH: Tensor, plan: Plan | None, rotary_pos_emb: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, h_sBH: Tensor, plan: Plan | None, rotary_pos_emb: Tensor) -> Tensor:
         """Attention output of the rows of `plan`, or of every token when it is None.
 
         Args:

@@ -7,7 +7,7 @@ from megaroute.model.initialise import initialise
 from megaroute.model.routed_layer import RoutedLayer
 from megaroute.model.spec import block_spec, transformer_config
 from megaroute.parallel.dims import ParallelDims
-from megaroute.parallel.stages import chunks_of_stage
+from megaroute.parallel.stages import Chunk, chunks_of_stage
 from megaroute.platform.device import Platform
 
 
@@ -16,24 +16,28 @@ def build_chunks(config: Config, dims: ParallelDims, pipeline_rank: int, platfor
 
     The groups of megaroute.parallel.groups must be up.
     """
-    chunks = []
+    models = []
     for chunk in chunks_of_stage(config.model.num_layers, dims, pipeline_rank):
-        model = GPTModel(
-            config=transformer_config(config),
-            transformer_layer_spec=block_spec(config, chunk),
-            vocab_size=config.model.vocab_size,
-            max_sequence_length=config.data.sequence_length,
-            pre_process=chunk.first,
-            post_process=chunk.last,
-            share_embeddings_and_output_weights=config.model.tie_embeddings,
-            position_embedding_type="rope",
-            rotary_base=config.model.rope_base,
-            vp_stage=chunk.index if dims.virtual_pipeline > 1 else None,
-        )
-        model = model.to(platform.device)
+        model = build_chunk(config, chunk, dims).to(platform.device)
         initialise(model, config)
-        chunks.append(model)
-    return chunks
+        models.append(model)
+    return models
+
+
+def build_chunk(config: Config, chunk: Chunk, dims: ParallelDims) -> GPTModel:
+    """The model of one chunk, its weights not yet filled."""
+    return GPTModel(
+        config=transformer_config(config),
+        transformer_layer_spec=block_spec(config, chunk),
+        vocab_size=config.model.vocab_size,
+        max_sequence_length=config.data.sequence_length,
+        pre_process=chunk.first,
+        post_process=chunk.last,
+        share_embeddings_and_output_weights=config.model.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_base=config.model.rope_base,
+        vp_stage=chunk.index if dims.virtual_pipeline > 1 else None,
+    )
 
 
 def routed_layers(chunks: list[GPTModel]) -> dict[int, RoutedLayer]:

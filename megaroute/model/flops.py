@@ -1,7 +1,7 @@
 """Floating-point operations of a step, from the rows and pairs that were computed.
 
-A product of [m, k] and [k, n] counts 2 * m * k * n; backward passes count twice the forward (one product for the input's
-gradient, one for the weight's).  Norms, activations, softmax and rotary angles are left out.
+A product of [m, k] and [k, n] counts 2 * m * k * n; backward passes count twice the forward (one product for the
+input's gradient, one for the weight's).  Norms, activations, softmax and rotary angles are left out.
 """
 
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ from megaroute.routing.context import RoutingContext
 class MicroBatch(PackedSeqParams):
     """How rows were packed, and what routing needs; travels to every layer as Megatron-core's `packed_seq_params`.
 
-    Megatron-core hands that argument through blocks, pipeline schedules and activation recomputation unchanged, which is
-    what routing needs: a recomputation sees the very object of its forward pass.
+    Megatron-core hands that argument through blocks, pipeline schedules and activation recomputation unchanged.  That
+    is what routing needs: a recomputation sees the very object of its forward pass.
     """
 
     routing: RoutingContext = field(default_factory=RoutingContext)
@@ -20,6 +20,4 @@ class MicroBatch(PackedSeqParams):
 
 def micro_batch(sequence_length: int, routing: RoutingContext) -> MicroBatch:
     """The micro-batch of rows of `sequence_length` tokens, all tensor ranks' share together."""
-    return MicroBatch(
-        qkv_format="sbhd", max_seqlen_q=sequence_length, max_seqlen_kv=sequence_length, routing=routing
-    )
+    return MicroBatch(qkv_format="sbhd", max_seqlen_q=sequence_length, max_seqlen_kv=sequence_length, routing=routing)

@@ -47,7 +47,7 @@ class RoutedLayer(TransformerLayer):
         # Each tensor rank routes other tokens under sequence parallelism: gradients are summed over them.
         self.router.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -110,9 +110,7 @@ class RoutedLayer(TransformerLayer):
         if not self.training or budget.weight == 0:
             return probability
         density = self.router.state.density if budget.estimator == "global" else keep_SB.float().mean()
-        return pull(
-            probability, density, self.routing.density, budget.weight, context.budget_scale, keep_SB.numel()
-        )
+        return pull(probability, density, self.routing.density, budget.weight, context.budget_scale, keep_SB.numel())
 
     def _exact(self, x: Tensor, h: Tensor, plan: Plan, probability: Tensor, rotary: Tensor) -> Tensor:
         rows, kept = plan.local(self._chunk)

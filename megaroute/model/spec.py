@@ -1,5 +1,7 @@
 """From configuration to Megatron-core: the transformer config and which layer is what."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -17,6 +19,11 @@ from megaroute.model.norm import RMSNorm
 from megaroute.model.routed_layer import RoutedLayer
 from megaroute.parallel.stages import Chunk
 
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,11 +35,6 @@ def transformer_config(config: Config) -> TransformerConfig:
     """Megatron-core's configuration for ours.  Fused kernels that need Transformer Engine or Apex stay off."""
     model, parallel, train = config.model, config.parallel, config.train
     dtype = DTYPES[train.precision]
-    recompute = {
-        "none": {},
-        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
-        "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[train.recompute]
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -71,7 +73,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         hetereogenous_dist_checkpoint=True,  # layers differ: only some have routers
-        **recompute,
+        **RECOMPUTE[train.recompute],
     )
 
 

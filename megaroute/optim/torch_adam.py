@@ -3,6 +3,7 @@
 Without these a checkpoint cannot be loaded, or is loaded and the run goes on with a wrong bias correction in silence.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def repair_load() -> None:
     if getattr(original, "repaired", False):
         return
 
+    @functools.wraps(original)
     def repaired(self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> Any:
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]

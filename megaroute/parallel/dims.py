@@ -20,8 +20,8 @@ class ParallelDims:
         """The dims of `parallel` on `world_size` processes; raises ConfigError with the failing equation."""
         if world_size % parallel.model_size:
             raise ConfigError(
-                f"parallel.tensor {parallel.tensor} * parallel.pipeline {parallel.pipeline} = {parallel.model_size} does "
-                f"not divide {world_size} processes; launch a multiple of {parallel.model_size}"
+                f"parallel.tensor {parallel.tensor} * parallel.pipeline {parallel.pipeline} = {parallel.model_size} "
+                f"does not divide {world_size} processes; launch a multiple of {parallel.model_size}"
             )
         data = world_size // parallel.model_size
         if parallel.data not in ("auto", data):

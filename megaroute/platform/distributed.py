@@ -5,6 +5,7 @@ import os
 import shutil
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from megaroute.platform import megatron_cpu
 from megaroute.platform.device import Platform
@@ -21,7 +22,7 @@ def start(platform: Platform, timeout_s: int = 600) -> tuple[int, int]:
         if "RANK" in os.environ:
             _join(platform, timeout_s)
         else:
-            dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -34,9 +35,7 @@ def _join(platform: Platform, timeout_s: int) -> None:
         return
     import deepspeed
 
-    deepspeed.init_distributed(
-        dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
-    )
+    deepspeed.init_distributed(dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
 
 def stop() -> None:

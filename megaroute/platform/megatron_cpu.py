@@ -8,6 +8,7 @@ A test pins the version and the number of places per module, so that another rel
 
 import contextlib
 import importlib
+import multiprocessing
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,7 @@ def install() -> dict[str, int]:
         _installed = {} if torch.cuda.is_available() else {name: _port_module(name) for name in PORTED_MODULES}
         if _installed:
             _install_rng_tracker()
+            _install_results_queue()
     return _installed
 
 
@@ -105,12 +107,14 @@ def _ported_constant(value: Any) -> tuple[Any, int]:
 
 def _install_rng_tracker() -> None:
     """Give Megatron-core a tracker of CPU generator states; `model_parallel_cuda_manual_seed` then only fills it."""
-    rng = importlib.import_module("megatron.core.tensor_parallel.random")
+    rng: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     rng._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     rng._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
     class CpuRNGStatesTracker(rng.CudaRNGStatesTracker):
         """Named states of torch's CPU generator."""
+
+        _current_state_name: str
 
         def add(self, name: str, seed: int) -> None:
             if seed in self.seeds_ or name in self.states_:
@@ -135,3 +139,13 @@ def _install_rng_tracker() -> None:
 
     rng._CUDA_RNG_STATE_TRACKER = CpuRNGStatesTracker()
     rng._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+def _install_results_queue() -> None:
+    """Give checkpoint writers their queue now, by fork, while this process has no threads of a process group.
+
+    Megatron-core would spawn a process for it at the first save, which takes seconds and some hundred MB per rank
+    because it imports torch anew.  (It spawns because a CUDA context does not survive a fork; there is none here.)
+    """
+    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    writer._results_queue = multiprocessing.get_context("fork").Manager().Queue()

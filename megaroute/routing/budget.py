@@ -28,8 +28,8 @@ def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, 
     """Returns the probabilities unchanged; their gradient gets that of the budget loss.
 
     With r the mean hard gate and the straight-through estimator, d/dp_i of weight * (r - P)^2 is
-    2 * weight * (r - P) / tokens for every token i, executed or not.  The gradient is added where it arises, so it works
-    on any pipeline stage without a loss that travels.
+    2 * weight * (r - P) / tokens for every token i, executed or not.  The gradient is added where it arises, so it
+    works on any pipeline stage without a loss that travels.
 
     Args:
         probability_SB: softmax probability of executing, of all tokens or of this rank's slice.

@@ -13,7 +13,7 @@ class UnitRecord:
     keep_SB: Tensor
     """bool [S, B], the decisions for the whole sequence."""
     margin_SB: Tensor | None
-    """float32 [S, B] or, under sequence parallelism, this rank's slice: distance of each decision from its threshold."""
+    """float32 [S, B], or this rank's slice under sequence parallelism: distance of each decision from its threshold."""
     rows: int
     """Rows computed, padding included."""
     attention_pairs: int

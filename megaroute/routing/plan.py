@@ -11,8 +11,8 @@ class Plan:
     """Rows to compute of a flattened [S * B] micro-batch, where row s * B + b is position s of sample b.
 
     The sequence is cut into T equal chunks, one a tensor rank under sequence parallelism.  Every chunk gets the same
-    number of rows, R / T, so that collectives over chunks have one size; the surplus is padding, computed and discarded.
-    Within a chunk rows go by sample, then by position.
+    number of rows, R / T, so that collectives over chunks have one size; the surplus is padding, computed and thrown
+    away.  Within a chunk rows go by sample, then by position.
     """
 
     rows_R: Tensor

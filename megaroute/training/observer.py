@@ -82,7 +82,9 @@ class Observer:
         """Something worth a line."""
         if self._writer is not None:
             state = self._parts.state
-            self._writer.event(EventRecord(kind=kind, step=state.step, attempt=state.attempt, message=message, values=values or {}))
+            self._writer.event(
+                EventRecord(kind=kind, step=state.step, attempt=state.attempt, message=message, values=values or {})
+            )
 
     def close(self) -> None:
         """Close files."""

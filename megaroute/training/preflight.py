@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megaroute.checkpoint.layout import check_model, complete_checkpoints, find_latest, read_cursor
 from megaroute.common.errors import CheckpointError, LaunchError
-from megaroute.config.checks import check_config
+from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
 from megaroute.data.cursor import Cursor, data_identity
 from megaroute.data.verify import check_data
@@ -14,7 +14,7 @@ from megaroute.launch.devices import detect_device
 
 def check(config: Config, world_size: int) -> None:
     """Raise UserError, in one sentence, for configuration, data, checkpoint or run directory that cannot work."""
-    backend = "gloo" if detect_device(config.run.device) == "cpu" else "nccl"
+    backend: Backend = "gloo" if detect_device(config.run.device) == "cpu" else "nccl"
     check_config(config, world_size, backend)
     check_data(config.data, config.model.vocab_size)
     _check_writable(config.run_directory)
@@ -29,7 +29,8 @@ def _check_writable(directory: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "cannot be written to" if existing.is_dir() else "is a file"
         raise LaunchError(
-            f"run.directory: {directory} cannot be made because {existing} {what}; set run.directory to a folder you own"
+            f"run.directory: {directory} cannot be made because {existing} {what}; set run.directory to a folder that "
+            "you own"
         )
 
 
@@ -40,8 +41,8 @@ def _check_checkpoint(config: Config) -> None:
     if not config.checkpoint.resume:
         if complete_checkpoints(root):
             raise CheckpointError(
-                f"checkpoint.resume is false, but {root} holds checkpoints of an earlier run, which would be mixed with "
-                "this one's; choose another run.directory or run.name, or remove that folder"
+                f"checkpoint.resume is false, but {root} holds checkpoints of an earlier run, which would be mixed "
+                "with this one's; choose another run.directory or run.name, or remove that folder"
             )
         return
     latest = find_latest(root)

@@ -8,15 +8,13 @@ from megaroute.common import log as logging
 from megaroute.common.errors import UserError
 from megaroute.config.root import Config
 from megaroute.config.sizes import num_parameters
+from megaroute.launch.command import PREFLIGHT_DONE
 from megaroute.launch.rundir import prepare_run_directory
 from megaroute.parallel import groups
 from megaroute.platform import device, distributed
 from megaroute.training import loop, preflight
 from megaroute.training.observer import Observer
 from megaroute.training.setup import setup
-
-PREFLIGHT_DONE = "MEGAROUTE_PREFLIGHT_DONE"
-"""Set by the launcher for its ranks: it has checked everything and made the run directory."""
 
 
 def main(config: Config) -> int:

@@ -29,7 +29,7 @@ class StepResult:
 
 
 def run_step(parts: Parts, stop: bool = False) -> StepResult:
-    """Read, forward, backward, agree, update.  `stop` is this rank's wish to end, which the step carries to all ranks."""
+    """Read, forward, backward, agree, update.  `stop` is this rank's wish to end; the step carries it to all ranks."""
     began = time.perf_counter()
     config, state, groups = parts.config, parts.state, parts.groups
     parts.batch_size.update(state.samples, consistency_check=True)
@@ -68,7 +68,7 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
 
 
 def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:
-    """Clip and update unless loss or gradient is not finite.  Every rank has the same two numbers, so all decide alike."""
+    """Clip and update unless loss or gradient is not finite; every rank has the same numbers, so all decide alike."""
     overflow = parts.optimizer.prepare_grads()  # fp16: the loss scale was too large
     clip = parts.config.optim.clip_grad
     grad_norm = float(parts.optimizer.clip_grad_norm(clip) if clip > 0 else parts.optimizer.get_grad_norm())
@@ -83,7 +83,7 @@ def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:
 
 
 def _budget_loss(parts: Parts, totals: Totals) -> float:
-    """weight * sum over units of (r - P)^2, with r of the global batch or of each micro-batch as routing.budget says."""
+    """weight * sum over units of (r - P)^2, r of the global batch or of each micro-batch as routing.budget says."""
     routing = parts.config.routing
     if routing.budget.estimator == "microbatch":
         return routing.budget.weight * sum(totals.squared_gap)

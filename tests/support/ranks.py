@@ -1,5 +1,6 @@
 """Start the ranks of a distributed test, wait with a timeout, and leave no process behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -31,18 +32,18 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(script: Path, world_size: int, spec: dict, folder: Path, timeout_s: float) -> list[dict]:
-    """Run `script spec.json out.json` on every rank; returns what each wrote.  A rank that fails or hangs is a failure."""
+    """Run `script spec.json out.json` on every rank; returns what each wrote.  A rank that hangs is a failure."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps(spec))
     port, processes = free_port(), []
     try:
         for rank in range(world_size):
-            out, log = folder / f"out-{rank}.json", open(folder / f"log-{rank}.txt", "w")
-            command = [sys.executable, str(script), str(folder / "spec.json"), str(out)]
+            command = [sys.executable, str(script), str(folder / "spec.json"), str(folder / f"out-{rank}.json")]
             environment = rank_environment(rank, world_size, port)
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-            )
+            with open(folder / f"log-{rank}.txt", "w") as log:
+                processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
         _wait(processes, folder, timeout_s)
     finally:
         for process in processes:
@@ -64,8 +65,6 @@ def _wait(processes: list[subprocess.Popen], folder: Path, timeout_s: float) -> 
 
 
 def _end(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # also what a rank started, such as a checkpoint writer
-    except ProcessLookupError:
-        pass
     process.wait()

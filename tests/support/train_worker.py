@@ -1,7 +1,7 @@
 """One rank of a training test: `python train_worker.py spec.json out.json`.
 
-The spec lists runs, each {"name", "config", "overrides", "steps", "save"}; a run starts from the newest checkpoint of its run
-directory, if there is one.  The output has per run the step's numbers and this rank's routing decisions.
+The spec lists runs, each {"name", "config", "overrides", "steps", "save"}; a run starts from the newest checkpoint of
+its run directory, if there is one.  The output has per run the step's numbers and this rank's routing decisions.
 """
 
 import json
