@@ -1,0 +1,100 @@
+"""A tiny run for tests of training: its corpus, its configuration, and ranks that train it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ranks import REPOSITORY, run_ranks
+
+WORKER = Path(__file__).with_name("train_worker.py")
+
+CONFIG = """
+run: {{name: tiny, device: cpu, directory: {folder}/run}}
+model: {{num_layers: 4, hidden_size: 64, num_attention_heads: 4, num_kv_heads: 2, ffn_hidden_size: 96, vocab_size: 512}}
+routing: {{first_dense: 1, init_logit_std: 2.0, controller: {{gain: 0.1}}}}
+data:
+  train: {data}/train
+  valid: {data}/valid
+  tokenizer: {data}/tokenizer.model
+  sequence_length: 64
+  lanes: 8
+train: {{steps: 100, global_batch: 8, micro_batch: 2}}
+optim: {{lr: 3.0e-3, warmup_steps: 4}}
+"""
+
+
+def make_corpus(folder: Path) -> Path:
+    """Shards and a tokenizer made from this repository's own sources."""
+    from megaroute.data.build import build_shards
+    from megaroute.data.documents import Document
+    from megaroute.data.tokenizer import Tokenizer
+    from megaroute.data.tokenizer_training import train_tokenizer
+
+    sources = sorted((REPOSITORY / "megaroute").rglob("*.py"))
+    documents = [Document(str(path.relative_to(REPOSITORY)), path.read_text()) for path in sources]
+    train_tokenizer(documents, folder / "tokenizer.model", vocab_size=512)
+    tokenizer = Tokenizer(folder / "tokenizer.model")
+    shards = {"shard_bytes": 100_000, "tokenizer": tokenizer, "valid_out": folder / "valid", "valid_fraction": 0.1}
+    build_shards(documents, folder / "train", **shards)
+    return folder
+
+
+def write_config(folder: Path, data: Path) -> Path:
+    """The tiny run's configuration, with its run directory below `folder`."""
+    path = folder / "tiny.yaml"
+    path.write_text(CONFIG.format(folder=folder, data=data))
+    return path
+
+
+class Ranks:
+    """Trains the tiny run on a number of ranks; several runs share one start of processes, which is what costs."""
+
+    def __init__(self, config: Path, folder: Path) -> None:
+        self.config, self.folder, self.starts = config, folder, 0
+
+    def train(
+        self, world_size: int, runs: dict[str, list[str]], steps: int, save: Iterable[str] = (), timeout_s: float = 280
+    ) -> dict[str, list[list[dict]]]:
+        """{run name: overrides} -> {run name: [steps of rank 0, steps of rank 1, ..]}; runs in `save` end with one."""
+        spec = [
+            {
+                "name": name,
+                "config": str(self.config),
+                "overrides": overrides,
+                "steps": steps,
+                "save": name in save,
+            }
+            for name, overrides in runs.items()
+        ]
+        self.starts += 1
+        outputs = run_ranks(
+            WORKER, world_size, {"runs": spec}, self.folder / f"start-{self.starts}", timeout_s=timeout_s
+        )
+        return {name: [output[name] for output in outputs] for name in runs}
+
+
+def decisions(ranks: list[list[dict]]) -> list[dict[tuple[int, int], set[int]]]:
+    """Per step {(unit, sample): kept positions} over all ranks; ranks that hold the same unit must agree."""
+    merged: list[dict[tuple[int, int], set[int]]] = []
+    for step in zip(*ranks, strict=True):
+        found: dict[tuple[int, int], set[int]] = {}
+        for rank in step:
+            for unit, sample, kept, _ in rank["decisions"]:
+                assert found.setdefault((unit, sample), set(kept)) == set(kept), "ranks disagree on a decision"
+        merged.append(found)
+    return merged
+
+
+def close_calls(ranks: list[list[dict]]) -> list[dict[tuple[int, int], set[int]]]:
+    """Per step {(unit, sample): positions whose margin is below 1e-5}, of a run without sequence parallelism."""
+    return [
+        {(unit, sample): set(close) for rank in step for unit, sample, _, close in rank["decisions"]}
+        for step in zip(*ranks, strict=True)
+    ]
+
+
+def numbers(ranks: list[list[dict]]) -> list[dict]:
+    """The steps of rank 0 without decisions; all ranks must report the same."""
+    plain = [[{k: v for k, v in step.items() if k != "decisions"} for step in rank] for rank in ranks]
+    assert all(json.dumps(rank) == json.dumps(plain[0]) for rank in plain), "ranks report different numbers"
+    return plain[0]

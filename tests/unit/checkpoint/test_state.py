@@ -1,0 +1,161 @@
+"""Saving and loading in one process: bit for bit, or refused."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megaroute.checkpoint import manager as manager_module
+from megaroute.common.errors import CheckpointError
+from megaroute.config.load import load_config
+from megaroute.optim import build as optim_build
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert set(a) == set(b)
+    return [name for name in a if not (a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]))]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(start, advance, save, snapshot, tiny, precision):
+    config = tiny(f"train.precision={precision}", "routing.controller.gain=0.1")
+    parts = start(config)
+    advance(parts, 2)
+    save(parts)
+    saved, state = snapshot(parts), replace(parts.state)
+    losses = [result.totals.loss for result in advance(parts, 2)]
+    resumed = start(config)
+    assert resumed.resumed_from == 2 and resumed.state == state
+    assert differing(saved, snapshot(resumed)) == []
+    assert [result.totals.loss for result in advance(resumed, 2)] == losses
+    assert differing(snapshot(parts), snapshot(resumed)) == []
+
+
+def test_a_snapshot_has_what_decides_the_next_step(start, advance, snapshot, tiny):
+    # Or else the comparison above would compare nothing.
+    parts = start(tiny("routing.controller.gain=0.1"))
+    advance(parts, 3)
+    found = snapshot(parts)
+    steps = [value.item() for name, value in found.items() if name.startswith("step ")]
+    assert len(steps) == len(list(parts.chunks[0].parameters())) and set(steps) == {3.0}
+    assert all(value.abs().max() > 0 for name, value in found.items() if name.startswith("exp_avg"))
+    biases = [value.item() for name, value in found.items() if name.endswith("router.state.bias")]
+    assert len(biases) == 3 and all(biases)
+
+
+@pytest.fixture(scope="module")
+def written(start, advance, save, tiny_file, tmp_path_factory):
+    """A run directory with a checkpoint after one step."""
+    root = tmp_path_factory.mktemp("written")
+    parts = start(load_config(tiny_file, [f"run.directory={root}"]))
+    advance(parts, 1)
+    save(parts)
+    return root
+
+
+@pytest.fixture
+def checkpoint(written, tiny):
+    """A copy of that checkpoint in the run directory that `start(tiny())` resumes from."""
+    run = tiny().run_directory
+    shutil.copytree(written, run)
+    return run / "checkpoints" / "step-00000001"
+
+
+def test_a_resume_needs_the_repairs_of_torch_adam(monkeypatch, checkpoint, start, tiny):
+    # When this fails, Megatron-core has mended itself and optim/torch_adam.py can go.
+    config = tiny()
+    with monkeypatch.context() as patch:
+        patch.setattr(optim_build, "init_state", lambda _: None)
+        with pytest.raises(AssertionError):
+            start(config)
+    assert start(config).resumed_from == 1
+    repaired = DistributedOptimizer._set_main_param_and_optimizer_states
+    monkeypatch.setattr(DistributedOptimizer, "_set_main_param_and_optimizer_states", repaired.__wrapped__)
+    monkeypatch.setattr(optim_build, "repair_load", lambda: None)
+    with pytest.raises(KeyError, match="step"):
+        start(config)
+
+
+def test_a_resume_without_a_step_count_of_its_own_for_each_weight_goes_wrong(monkeypatch, checkpoint, start, advance, tiny):
+    # The second half of repair_load: with the KeyError out of the way the run goes on, and is another one.
+    losses = [result.totals.loss for result in advance(start(tiny()), 2)]
+    original = DistributedOptimizer._set_main_param_and_optimizer_states.__wrapped__
+
+    def keeps_the_shared_count(self, param, tensors):
+        group, order = self.model_param_group_index_map[param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        return original(self, param, {"step": state["step"].clone(), **tensors} if "step" in state else tensors)
+
+    monkeypatch.setattr(DistributedOptimizer, "_set_main_param_and_optimizer_states", keeps_the_shared_count)
+    monkeypatch.setattr(optim_build, "repair_load", lambda: None)
+    assert [result.totals.loss for result in advance(start(tiny()), 2)] != losses
+
+
+def test_folder_without_its_marker_is_not_loaded(checkpoint, start, tiny):
+    (checkpoint / "complete.json").unlink()
+    assert start(tiny()).resumed_from is None
+    manager = start(tiny()).checkpoints
+    with pytest.raises(CheckpointError, match="has no complete.json, so its writing did not finish"):
+        manager_module.load_state(checkpoint, manager._chunks, manager._optimizer, manager._replicas)
+
+
+@pytest.mark.parametrize("left", [None, 0.5], ids=["missing", "cut short"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt"])
+def test_damaged_checkpoint_is_refused_in_one_sentence(checkpoint, start, tiny, name, left):
+    file = checkpoint / name
+    content = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(content[: int(len(content) * left)])
+    with pytest.raises(CheckpointError, match="remove its folder to use an older one") as caught:
+        start(tiny())
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json", "common.pt"])
+def test_garbage_of_the_right_size_is_refused_in_one_sentence(checkpoint, start, tiny, name):
+    file = checkpoint / name
+    file.write_bytes(b"\x07" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match="cannot be loaded into this model") as caught:
+        start(tiny())
+    assert str(checkpoint) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_of_another_shape_is_refused_in_one_sentence(checkpoint, start, tiny):
+    with pytest.raises(CheckpointError, match="cannot be loaded into this model") as caught:
+        start(tiny("model.ffn_hidden_size=64"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_old_checkpoint_goes_only_when_the_new_one_is_complete(monkeypatch, checkpoint, start, advance, save, tiny):
+    parts = start(tiny("checkpoint.keep=1"))
+    advance(parts, 1)
+
+    def dies(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager_module, "finish", dies)
+        with pytest.raises(OSError):
+            save(parts)
+    assert start(tiny()).resumed_from == 1
+    path = save(parts)
+    assert [found for found in checkpoint.parent.iterdir() if found.is_dir()] == [path]
+
+
+def test_save_replaces_what_an_interrupted_writer_left(checkpoint, start, save, tiny):
+    parts = start(tiny())
+    shutil.move(checkpoint / "complete.json", checkpoint / "leftover")
+    assert save(parts) == checkpoint
+    assert not (checkpoint / "leftover").exists()
+    assert start(tiny()).resumed_from == 1
+
+
+def test_due_counts_steps():
+    manager = manager_module.CheckpointManager(None, 2, 3, [], None, None)
+    assert [step for step in range(1, 8) if manager.due(step)] == [3, 6]
+    assert not manager_module.CheckpointManager(None, 2, None, [], None, None).due(3)

@@ -1,0 +1,25 @@
+"""Models of one process."""
+
+from collections.abc import Callable
+
+import pytest
+from megatron.core.models.gpt import GPTModel
+
+from megaroute.config.root import Config
+from megaroute.model.build import build_chunks
+from megaroute.parallel.dims import ParallelDims
+from megaroute.parallel.groups import bring_up
+from megaroute.platform import device
+
+
+@pytest.fixture
+def build(one_process: None) -> Callable[[Config], GPTModel]:
+    """The whole model of a configuration, initialised."""
+
+    def build(config: Config) -> GPTModel:
+        dims = ParallelDims(tensor=1, data=1, pipeline=1)
+        bring_up(dims, config.train.seed)
+        (model,) = build_chunks(config, dims, pipeline_rank=0, platform=device.resolve("cpu"))
+        return model
+
+    return build
