@@ -1,0 +1,10 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_process(one_process: None) -> None:
+    """Every test here builds layers, which need Megatron-core's groups."""
+    from megaroute.parallel import groups
+    from megaroute.parallel.dims import ParallelDims
+
+    groups.bring_up(ParallelDims(1, 1, 1), seed=1)
