@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^ *\(torch[<>=].*\)/\1/p' setup.cfg)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,13 +27,16 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: setup  ## train a small routed model on this machine, from text to report, in minutes
 	@$(BIN)/python tools/demo.py $(ARGS)
 
-test: setup  ## run all tests; ARGS='-k name' for some
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests; ARGS='-k name' for some, ARGS=-mslow for the slow ones
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup  ## time a routed layer by density beside a dense one; ARGS=--json for a record
+	@$(BIN)/python tools/bench.py layer $(ARGS)
 
 clean:  ## remove .venv, caches and build output; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -95,6 +95,7 @@ def _silence_warnings() -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    _silence_warnings()
     from megaroute.evaluation import generate
 
     return generate.main(

@@ -101,7 +101,10 @@ def read_run(path: Path) -> RunRecord:
             f"{path / RUN} has format {value.get('format')}, this version of megaroute reads {FORMAT}; "
             "use the version that wrote the checkpoint (version.json of its run directory)"
         )
-    return RunRecord(**value)
+    try:
+        return RunRecord(**value)
+    except TypeError as error:
+        raise _damaged(path / RUN, str(error).partition("() ")[2]) from error
 
 
 def read_cursor(path: Path) -> dict[str, Any]:
@@ -109,14 +112,36 @@ def read_cursor(path: Path) -> dict[str, Any]:
     return _read_json(path / CURSOR)
 
 
+def check_files(path: Path) -> None:
+    """Raise CheckpointError, naming the file, unless every file of a complete checkpoint has the size it was written in.
+
+    Finds a file that was cut short or lost, as in a copy that broke off.
+    """
+    sizes = _read_json(path / MARKER).get("bytes")
+    if not isinstance(sizes, dict):
+        raise _damaged(path / MARKER, "it has no file sizes")
+    for name, size in sizes.items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(file, "it is missing")
+        if file.stat().st_size != size:
+            raise _damaged(file, f"it has {file.stat().st_size} bytes and was written with {size}")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}), so the checkpoint is damaged; remove its folder to use an older one"
-        ) from error
-    return dict(value)
+        raise _damaged(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _damaged(path, f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _damaged(file: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} cannot be read ({reason}), so the checkpoint is damaged; remove its folder to use an older one"
+    )
 
 
 def check_model(path: Path, model: dict[str, Any], routed_layers: list[int]) -> None:

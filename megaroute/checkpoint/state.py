@@ -8,8 +8,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
 
-from megaroute.checkpoint.layout import MARKER, is_complete
+from megaroute.checkpoint.layout import MARKER, check_files, is_complete
 from megaroute.common.errors import CheckpointError
 
 
@@ -24,17 +25,19 @@ def save_state(path: Path, chunks: list[GPTModel], optimizer: MegatronOptimizer,
 def load_state(path: Path, chunks: list[GPTModel], optimizer: MegatronOptimizer | None, replicas: ProcessGroup) -> None:
     """Load weights, and optimizer state when an optimizer is given, from a complete checkpoint.  All ranks call it.
 
-    Raises CheckpointError when the folder is not a complete checkpoint or lacks a tensor of the model.
+    Raises CheckpointError when the folder is not a complete checkpoint, is damaged or lacks a tensor of the model.
     """
     if not is_complete(path):
         raise CheckpointError(f"{path} has no {MARKER}, so its writing did not finish; choose another checkpoint")
+    check_files(path)
     wanted = _state_dict(chunks, optimizer, replicas, loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path), strict="raise_unexpected")
-    except (dist_checkpointing.core.CheckpointingException, RuntimeError, EOFError, OSError) as error:
+    # Unpickling what a disk gave back can raise anything; torch's exception is not even an Exception.
+    except (Exception, CheckpointException) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise CheckpointError(
-            f"{path} cannot be loaded into this model ({str(error).splitlines()[0][:300]}); "
-            "the checkpoint is damaged or belongs to another model"
+            f"{path} cannot be loaded into this model ({reason}); the checkpoint is damaged or belongs to another model"
         ) from error
     for index, chunk in enumerate(chunks):
         missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)

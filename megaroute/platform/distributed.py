@@ -1,8 +1,11 @@
 """Bring-up and end of communication between the ranks."""
 
+import contextlib
 import datetime
+import io
 import os
 import shutil
+import sys
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
@@ -35,7 +38,11 @@ def _join(platform: Platform, timeout_s: int) -> None:
         return
     import deepspeed
 
-    deepspeed.init_distributed(dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    with contextlib.redirect_stdout(sys.stderr if os.environ["RANK"] == "0" else io.StringIO()):
+        # every rank would print that the operator was built
+        deepspeed.init_distributed(
+            dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
+        )
 
 
 def stop() -> None:

@@ -22,6 +22,8 @@ def run(parts: Parts, observer: Observer) -> int:
             result = run_step(parts, stop.requested)
             state.advance(result.rows, config.data.sequence_length, result.skipped)
             observer.train(result)
+            if result.skipped:
+                observer.event("alarm", f"step {state.step} was not applied: loss or gradient is not finite")
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
             if result.totals.stop:
                 return _stop(parts, observer)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from megaroute.checkpoint.layout import check_model, complete_checkpoints, find_latest, read_cursor
+from megaroute.checkpoint.layout import check_files, check_model, complete_checkpoints, find_latest, read_cursor
 from megaroute.common.errors import CheckpointError, LaunchError
 from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
@@ -47,5 +47,6 @@ def _check_checkpoint(config: Config) -> None:
         return
     latest = find_latest(root)
     if latest is not None:
+        check_files(latest)
         check_model(latest, config.model.model_dump(mode="json"), list(config.routed_layers))
         Cursor.from_json(read_cursor(latest)).check(data_identity(config.data))

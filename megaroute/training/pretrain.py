@@ -33,7 +33,7 @@ def main(config: Config) -> int:
             code = loop.run(parts, observer)
         finally:
             observer.close()
-        if rank == 0 and config.metrics.report:
+        if rank == 0 and config.metrics.report and code == 0:  # a run that was asked to stop ends at once
             from megaroute.metrics.report import write_report  # takes a second to import, once, here
 
             logging.get_logger().info("report: %s", write_report(parts.run_dir))

@@ -5,7 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from training import make_corpus  # noqa: E402
+from training import make_corpus
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def test_absent_cuda_is_refused_with_key_and_remedy():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_auto_takes_the_device_of_the_local_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))  # one too many goes round
     platform = device.resolve("auto")
