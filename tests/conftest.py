@@ -15,7 +15,7 @@ from megaroute.data.documents import Document
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.data.tokenizer_training import train_tokenizer
 
-WORDS = "the router reads every token and decides whether a layer is worth its time or not".split()
+SENTENCE = "the router reads every token and decides whether a layer is worth its time or not"
 
 TINY = {
     "run": {"name": "tiny", "device": "cpu"},
@@ -37,12 +37,14 @@ TINY = {
 def tiny_documents(count: int, seed: int) -> list[Document]:
     """Texts of 5 to 60 words each."""
     draw = random.Random(seed)
-    return [Document(f"{seed}-{i}", " ".join(draw.choices(WORDS, k=draw.randint(5, 60)))) for i in range(count)]
+    return [
+        Document(f"{seed}-{i}", " ".join(draw.choices(SENTENCE.split(), k=draw.randint(5, 60)))) for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with tok.model, other.model (other pieces), train/, valid/, and untied/: as train/, but naming no tokenizer.
+    """Folder with tok.model, other.model, and shards in train/, valid/, and untied/: as train/, but of no tokenizer.
 
     Not to be changed; copy it to damage it.
     """
@@ -87,10 +89,13 @@ def one_process() -> Iterator[None]:
         for name in ("RANK", "WORLD_SIZE", "DS_ACCELERATOR"):
             patch.setenv(name, "")  # so that the end of the block restores what there was
             patch.delenv(name)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads that wait for each other take most of the time of so small tensors
         distributed.start(device.resolve("cpu"))
         yield
         groups.tear_down()
         distributed.stop()
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -113,9 +113,9 @@ def read_cursor(path: Path) -> dict[str, Any]:
 
 
 def check_files(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless every file of a complete checkpoint has the size it was written in.
+    """Raise CheckpointError, naming the file, unless every file of a complete checkpoint has its full size.
 
-    Finds a file that was cut short or lost, as in a copy that broke off.
+    Finds files that were cut short or lost, as in a copy that broke off; not bytes that changed.
     """
     sizes = _read_json(path / MARKER).get("bytes")
     if not isinstance(sizes, dict):

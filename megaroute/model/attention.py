@@ -44,12 +44,8 @@ def chosen_attention(q_RnD: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, plan: Plan) 
     for sample, rows in enumerate(plan.per_sample):
         q = q_RnD[start : start + rows].transpose(0, 1)[None]
         k, v = (t[:, sample].transpose(0, 1)[None] for t in (k_SBGD, v_SBGD))
-        if plan.everything:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-            outs.append(out[0].transpose(0, 1))
-        else:
-            positions = plan.positions_R[start : start + rows]
-            outs += [_attend_block(q, k, v, positions, block) for block in _blocks(rows, q.device)]
+        positions = plan.positions_R[start : start + rows]
+        outs += [_attend_block(q, k, v, positions, block) for block in _blocks(rows, q.device)]
         start += rows
     return torch.cat(outs).flatten(1)
 
@@ -70,10 +66,13 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, block: sli
     return out[0].transpose(0, 1)
 
 
+def causal_pairs(batch: int, seq: int) -> int:
+    """Query-key pairs of causal attention over `batch` sequences of `seq` tokens."""
+    return batch * seq * (seq + 1) // 2
+
+
 def attention_pairs(plan: Plan, seq: int, device: torch.device) -> int:
     """Query-key pairs that `chosen_attention` computes for a plan over sequences of `seq` tokens."""
-    if plan.everything:
-        return len(plan.per_sample) * seq * (seq + 1) // 2
     pairs, start = 0, 0
     for rows in plan.per_sample:
         positions = plan.positions_R[start : start + rows]

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megaroute.config.routing import RoutingConfig
-from megaroute.model.attention import attention_pairs
+from megaroute.model.attention import attention_pairs, causal_pairs
 from megaroute.model.microbatch import MicroBatch
 from megaroute.routing.budget import pull
 from megaroute.routing.context import RoutingContext, UnitRecord
@@ -113,6 +113,8 @@ class RoutedLayer(TransformerLayer):
         return pull(probability, density, self.routing.density, budget.weight, context.budget_scale, keep_SB.numel())
 
     def _exact(self, x: Tensor, h: Tensor, plan: Plan, probability: Tensor, rotary: Tensor) -> Tensor:
+        if plan.everything:  # nothing to gather or put back
+            return self._every_token(x, h, probability, rotary)
         rows, kept = plan.local(self._chunk)
         rows = rows - self._chunk * x.shape[0] * x.shape[1]
         x_RH = gather(x, rows)
@@ -133,12 +135,14 @@ class RoutedLayer(TransformerLayer):
     ) -> Tensor:
         """The same function with every token computed: the reference that `exact` is tested against."""
         self._record(context, keep_SB, margin, make_plan(torch.ones_like(keep_SB)))
-        seq, batch, hidden = x.shape
-        x_RH = x.reshape(-1, hidden)
+        keep = keep_SB[self._chunk * x.shape[0] : (self._chunk + 1) * x.shape[0]]
+        return combine_masked(x, keep, self._every_token(x, h, probability, rotary))
+
+    def _every_token(self, x: Tensor, h: Tensor, probability: Tensor, rotary: Tensor) -> Tensor:
+        """Block(x) of all tokens, in their own order, with the gradient of their gates."""
+        x_RH = x.reshape(-1, x.shape[-1])
         out_RH = self._branches(x_RH, h, None, rotary)
-        out_RH = straight_through(out_RH, x_RH, probability.reshape(-1))
-        keep = keep_SB[self._chunk * seq : (self._chunk + 1) * seq]
-        return combine_masked(x, keep, out_RH.view(seq, batch, hidden))
+        return straight_through(out_RH, x_RH, probability.reshape(-1)).view_as(x)
 
     def _branches(self, x_RH: Tensor, h: Tensor, plan: Plan | None, rotary: Tensor) -> Tensor:
         """Both residual branches for the rows `x_RH`."""
@@ -152,5 +156,7 @@ class RoutedLayer(TransformerLayer):
 
     def _record(self, context: RoutingContext, keep_SB: Tensor, margin: Tensor | None, plan: Plan) -> None:
         if self.unit not in context.records:
-            pairs = attention_pairs(plan, keep_SB.shape[0], keep_SB.device)
+            seq, batch = keep_SB.shape
+            # A plan of everything is computed without blocks, see _exact.
+            pairs = causal_pairs(batch, seq) if plan.everything else attention_pairs(plan, seq, keep_SB.device)
             context.records[self.unit] = UnitRecord(keep_SB, margin, plan.rows_R.numel(), pairs)

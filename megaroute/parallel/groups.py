@@ -34,8 +34,7 @@ class Groups:
 
 def bring_up(dims: ParallelDims, seed: int) -> Groups:
     """Make Megatron-core's groups for `dims` on the running process group, replacing earlier ones."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    tear_down()
     parallel_state.initialize_model_parallel(
         dims.tensor,
         dims.pipeline,
@@ -51,6 +50,13 @@ def bring_up(dims: ParallelDims, seed: int) -> Groups:
 
 
 def tear_down() -> None:
-    """Forget the groups; harmless when there are none."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    """End the groups; harmless when there are none.
+
+    Megatron-core only forgets them; each gloo group would go on with its thread, which polls, until the process ends.
+    """
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    for group in parallel_state._global_process_group_list:
+        if group is not None:  # None stands for the default group
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()

@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def launch(config: Path, folder: Path, *words: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+def launch(config: Path, folder: Path, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """`megaroute launch CONFIG` with further words in `folder`, below which its run directory would be."""
     command = [sys.executable, "-m", "megaroute.cli", "launch", str(config), *words]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

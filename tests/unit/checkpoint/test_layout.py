@@ -81,7 +81,9 @@ def test_marker_is_written_last(monkeypatch, root, write, fails):
 def test_latest_moves_only_once_the_marker_is_there(monkeypatch, root):
     path = layout.directory(root, 2)
     path.mkdir(parents=True)
-    monkeypatch.setattr(layout, "atomic_write", lambda file, _: layout.is_complete(path) or pytest.fail(f"{file} early"))
+    monkeypatch.setattr(
+        layout, "atomic_write", lambda file, _: layout.is_complete(path) or pytest.fail(f"{file} early")
+    )
     layout.finish(path, record(2), {})
 
 
@@ -125,7 +127,11 @@ def test_check_model_accepts_its_own_model(write):
 @pytest.mark.parametrize(
     "model, routed, message",
     [
-        ({**MODEL, "hidden_size": 64}, [1, 2], r"^model.hidden_size: checkpoint .* written with 32, this run has 64; use"),
+        (
+            {**MODEL, "hidden_size": 64},
+            [1, 2],
+            r"^model.hidden_size: checkpoint .* written with 32, this run has 64; use",
+        ),
         ({**MODEL, "head_dim": 8}, [1, 2], r"^model.head_dim: checkpoint .* written with None, this run has 8"),
         ({"num_layers": 4}, [1, 2], r"^model.hidden_size: checkpoint .* written with 32, this run has None"),
         (MODEL, [1, 3], r"^routing: checkpoint .* has routers on layers \[1, 2\], this run on \[1, 3\]"),

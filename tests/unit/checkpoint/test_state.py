@@ -78,7 +78,9 @@ def test_a_resume_needs_the_repairs_of_torch_adam(monkeypatch, checkpoint, start
         start(config)
 
 
-def test_a_resume_without_a_step_count_of_its_own_for_each_weight_goes_wrong(monkeypatch, checkpoint, start, advance, tiny):
+def test_a_resume_without_a_step_count_of_its_own_for_each_weight_goes_wrong(
+    monkeypatch, checkpoint, start, advance, tiny
+):
     # The second half of repair_load: with the KeyError out of the way the run goes on, and is another one.
     losses = [result.totals.loss for result in advance(start(tiny()), 2)]
     original = DistributedOptimizer._set_main_param_and_optimizer_states.__wrapped__

@@ -91,17 +91,18 @@ def test_model_has_learned_what_its_text_says(loaded):
 
 
 def test_context_keeps_the_last_tokens_that_fit(monkeypatch, loaded):
-    lengths = []
+    contexts = []
     real = generate_module._last_logits
 
     def spy(model, context):
-        lengths.append(len(context))
+        contexts.append(context)
         return real(model, context)
 
     monkeypatch.setattr(generate_module, "_last_logits", spy)
     prompt = PROMPT * 10
-    generate(loaded, prompt, 3, temperature=0)
-    assert lengths == [32, 32, 32]
+    ids, _ = generate(loaded, prompt, 3, temperature=0)
+    text = [*loaded.tokenizer.encode(prompt), *ids]
+    assert contexts == [text[-32 - left : -left] for left in (3, 2, 1)]
 
 
 def test_end_of_document_ends_the_text(monkeypatch, loaded):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megaroute.model import attention
-from megaroute.model.attention import attention_pairs, causal_attention, chosen_attention
+from megaroute.model.attention import attention_pairs, causal_attention, causal_pairs, chosen_attention
 from megaroute.routing.plan import Plan, make_plan
 
 CPU = torch.device("cpu")
@@ -107,7 +107,8 @@ def test_pairs_by_hand(monkeypatch):
     keep_SB[[4], 1] = True  # sees 5
     monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
     assert attention_pairs(make_plan(keep_SB), 8, CPU) == 2 * 3 + 7 + 5
-    assert attention_pairs(make_plan(torch.ones(8, 2, dtype=torch.bool)), 8, CPU) == 2 * 36
+    assert attention_pairs(make_plan(torch.ones(8, 2, dtype=torch.bool)), 8, CPU) == 2 * 2 * (2 + 4 + 6 + 8)
+    assert causal_pairs(batch=2, seq=8) == 2 * 36
 
 
 def test_on_an_accelerator_each_chosen_query_is_masked_over_the_whole_sequence():

@@ -53,7 +53,9 @@ def test_preflight_needs_no_torch():
 
 def test_run_directory_below_a_file_is_refused(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LaunchError, match="^run.directory: .* cannot be made because .*/file is a file; set run") as caught:
+    with pytest.raises(
+        LaunchError, match="^run.directory: .* cannot be made because .*/file is a file; set run"
+    ) as caught:
         preflight.check(tiny(f"run.directory={tmp_path / 'file' / 'run'}"), 1)
     one_sentence(caught)
 

@@ -65,7 +65,7 @@ def test_step_reports_what_it_did(advance, parts):
     assert result.rows == 8 and totals.tokens == 8 * 32
     assert totals.loss == pytest.approx(5.77, abs=0.3)  # ln 320 for a model that knows nothing
     assert len(totals.kept) == len(totals.rows) == len(totals.pairs) == 3
-    records = [{unit: r for unit, r in micro.info.routing.records.items()} for micro in result.micros]
+    records = [micro.info.routing.records for micro in result.micros]
     for index, unit in enumerate((1, 2, 3)):
         assert totals.kept[index] == sum(int(micro[unit].keep_SB.sum()) for micro in records)
         assert parts.routed[unit].router.state.density.item() == pytest.approx(totals.density[index])
@@ -82,8 +82,8 @@ def test_wish_to_stop_comes_back_from_the_reduction(parts):
 
 
 def test_training_learns(start, advance, tiny):
-    losses = [result.totals.loss for result in advance(start(tiny("train.steps=30")), 30)]
-    assert losses[-1] < losses[0] - 1.5
+    losses = [result.totals.loss for result in advance(start(tiny("train.steps=20")), 20)]
+    assert losses[-1] < losses[0] - 1.0
 
 
 def test_validation_is_repeatable_and_changes_nothing(advance, snapshot, parts):
