@@ -1,11 +1,7 @@
 """Bring-up and end of communication between the ranks."""
 
-import contextlib
 import datetime
-import io
 import os
-import shutil
-import sys
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
@@ -31,18 +27,15 @@ def start(platform: Platform, timeout_s: int = 600) -> tuple[int, int]:
 
 def _join(platform: Platform, timeout_s: int) -> None:
     timeout = datetime.timedelta(seconds=timeout_s)
-    if platform.on_cpu and shutil.which("c++") is None:
-        # DeepSpeed compiles a shared-memory operator at its first initialisation on a CPU and fails without a compiler;
-        # Megatron-core's collectives never use it.
+    if platform.on_cpu:
+        # On a CPU DeepSpeed's own call would first compile a shared-memory operator: half a minute, a C++ compiler, and a
+        # lock file that makes every later run wait for ever when it is killed meanwhile.  Megatron-core's collectives go
+        # to torch.distributed and never use that operator.
         dist.init_process_group(platform.backend, timeout=timeout)
         return
     import deepspeed
 
-    with contextlib.redirect_stdout(sys.stderr if os.environ["RANK"] == "0" else io.StringIO()):
-        # every rank would print that the operator was built
-        deepspeed.init_distributed(
-            dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout
-        )
+    deepspeed.init_distributed(dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
 
 
 def stop() -> None:
