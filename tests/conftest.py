@@ -99,12 +99,23 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def start(one_process: None) -> Callable[[Config], Any]:
-    """`start(config)`: all parts of a run in this process, from its newest checkpoint if there is one."""
+def start(one_process: None) -> Iterator[Callable[[Config], Any]]:
+    """`start(config)`: all parts of a run in this process, from its newest checkpoint if there is one.
+
+    Groups are those of the parts started last; only these can be saved.
+    """
     from megaroute.platform import device
     from megaroute.training.setup import setup
 
-    return lambda config: setup(config, device.resolve("cpu"), world_size=1)
+    started = []
+
+    def start(config: Config) -> Any:
+        started.append(setup(config, device.resolve("cpu"), world_size=1))
+        return started[-1]
+
+    yield start
+    for parts in started:
+        parts.stream.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,10 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megaroute.parallel.dims import ParallelDims
 
 
+_dims: ParallelDims | None = None
+"""What the groups that are up were made for."""
+
+
 @dataclass(frozen=True)
 class Groups:
     """This rank's place, and the groups that others need."""
@@ -33,13 +37,16 @@ class Groups:
 
 
 def bring_up(dims: ParallelDims, seed: int) -> Groups:
-    """Make Megatron-core's groups for `dims` on the running process group, replacing earlier ones."""
-    tear_down()
-    parallel_state.initialize_model_parallel(
-        dims.tensor,
-        dims.pipeline,
-        virtual_pipeline_model_parallel_size=dims.virtual_pipeline if dims.virtual_pipeline > 1 else None,
-    )
+    """Make Megatron-core's groups for `dims` on the running process group, replacing those of other dims."""
+    global _dims
+    if _dims != dims:
+        tear_down()
+        parallel_state.initialize_model_parallel(
+            dims.tensor,
+            dims.pipeline,
+            virtual_pipeline_model_parallel_size=dims.virtual_pipeline if dims.virtual_pipeline > 1 else None,
+        )
+        _dims = dims
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)  # sequence parallelism forks this tracker, though nothing here draws from it
     tensor, data, pipeline = dims.coordinates(dist.get_rank())
@@ -54,6 +61,8 @@ def tear_down() -> None:
 
     Megatron-core only forgets them; each gloo group would go on with its thread, which polls, until the process ends.
     """
+    global _dims
+    _dims = None
     if not parallel_state.model_parallel_is_initialized():
         return
     for group in parallel_state._global_process_group_list:

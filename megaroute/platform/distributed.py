@@ -28,9 +28,9 @@ def start(platform: Platform, timeout_s: int = 600) -> tuple[int, int]:
 def _join(platform: Platform, timeout_s: int) -> None:
     timeout = datetime.timedelta(seconds=timeout_s)
     if platform.on_cpu:
-        # On a CPU DeepSpeed's own call would first compile a shared-memory operator: half a minute, a C++ compiler, and a
-        # lock file that makes every later run wait for ever when it is killed meanwhile.  Megatron-core's collectives go
-        # to torch.distributed and never use that operator.
+        # On a CPU DeepSpeed's call would first compile a shared-memory operator: half a minute, a C++ compiler, and a
+        # lock file that makes every later run wait for ever when it is killed meanwhile.  Megatron-core's collectives
+        # go to torch.distributed and never use that operator.
         dist.init_process_group(platform.backend, timeout=timeout)
         return
     import deepspeed

@@ -54,6 +54,9 @@ def train(run: dict) -> list[dict]:
         steps.append({**numbers, "decisions": decisions(result)})
     if run.get("save"):
         parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts))
+    for chunk in parts.wrapped:
+        # Its hooks hold a cycle that Python cannot see, and with it process groups and their polling threads.
+        chunk.grad_accs.clear()
     return steps
 
 

@@ -144,8 +144,10 @@ def test_the_old_checkpoint_goes_only_when_the_new_one_is_complete(monkeypatch, 
         patch.setattr(manager_module, "finish", dies)
         with pytest.raises(OSError):
             save(parts)
-    assert start(tiny()).resumed_from == 1
-    path = save(parts)
+    resumed = start(tiny("checkpoint.keep=1"))
+    assert resumed.resumed_from == 1
+    advance(resumed, 1)
+    path = save(resumed)
     assert [found for found in checkpoint.parent.iterdir() if found.is_dir()] == [path]
 
 
