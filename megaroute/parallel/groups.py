@@ -9,7 +9,6 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megaroute.parallel.dims import ParallelDims
 
-
 _dims: ParallelDims | None = None
 """What the groups that are up were made for."""
 
