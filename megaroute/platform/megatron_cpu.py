@@ -7,10 +7,13 @@ A test pins the version and the number of places per module, so that another rel
 """
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
+import signal
 import types
 from collections.abc import Iterator
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 import torch
@@ -148,4 +151,13 @@ def _install_results_queue() -> None:
     because it imports torch anew.  (It spawns because a CUDA context does not survive a fork; there is none here.)
     """
     writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
-    writer._results_queue = multiprocessing.get_context("fork").Manager().Queue()
+    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+    manager.start(initializer=_end_with_parent)
+    writer._results_queue = manager.Queue()
+    writer._results_manager = manager  # a manager that nobody refers to shuts down
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, also of SIGKILL (PR_SET_PDEATHSIG, see prctl(2))."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
