@@ -109,9 +109,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _write_report(arguments: argparse.Namespace) -> int:
-    from megaroute.metrics.report import write_report
+    from megaroute.metrics.report import write_comparison, write_report
 
-    print(write_report(arguments.run))
+    several = len(arguments.runs) > 1
+    print(
+        write_comparison(arguments.runs, arguments.out) if several else write_report(arguments.runs[0], arguments.out)
+    )
     return 0
 
 
@@ -145,9 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config_arguments(pretrain)
     _add_generate(commands)
-    report = _add(commands, "report", _write_report, "write report.html of a run and print its path", "runs/cpu")
-    report.add_argument("run", type=Path, help="run directory")
+    _add_report(commands)
     return parser
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    summary = "write report.html of a run, or a page that compares several, and print its path"
+    report = _add(commands, "report", _write_report, summary, "runs/cpu")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory; several are compared")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write (default: report.html in RUN; of several, comparison.html beside the first RUN)",
+    )
 
 
 def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

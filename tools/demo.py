@@ -161,7 +161,7 @@ def summarise(config: Config, seconds: float) -> dict[str, Any]:
     return {
         "layout": f"tp{config.parallel.tensor} x pp{config.parallel.pipeline}",
         "steps": train[-1].step,
-        "parameters": num_parameters(config.model, config.routed_layers),
+        "parameters": num_parameters(config.model, config.routing),
         "loss_first": train[0].loss,
         "loss_last": train[-1].loss,
         "valid_bits_per_byte": valid.bits_per_byte,

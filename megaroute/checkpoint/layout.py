@@ -19,7 +19,7 @@ from megaroute.common.errors import CheckpointError
 from megaroute.common.files import atomic_write, write_json
 from megaroute.common.log import get_logger
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "complete.json"
 RUN = "run.json"
 CURSOR = "cursor.json"
@@ -42,8 +42,8 @@ class RunRecord:
     """Consecutive steps skipped just before, for a non-finite loss or gradient."""
     model: dict[str, Any]
     """The `model` section of the configuration."""
-    routed_layers: list[int]
-    """Layers that carry a router."""
+    routing: dict[str, Any]
+    """What of the `routing` section decides which weights there are, by dotted key (config.sizes.routing_shape)."""
     layout: str
     """Layout that wrote the checkpoint; any other can load it."""
     format: int = FORMAT
@@ -144,20 +144,22 @@ def _damaged(file: Path, reason: str) -> CheckpointError:
     )
 
 
-def check_model(path: Path, model: dict[str, Any], routed_layers: list[int]) -> None:
-    """Raise CheckpointError, naming the key, when a checkpoint holds another model than the configuration's."""
+def check_model(path: Path, model: dict[str, Any], routing: dict[str, Any]) -> None:
+    """Raise CheckpointError, naming the key, when a checkpoint holds another model than the configuration's.
+
+    Args:
+        model: the `model` section.
+        routing: as in RunRecord.
+    """
     record = read_run(path)
-    for key in sorted(set(record.model) | set(model)):
-        if record.model.get(key) != model.get(key):
+    written = {f"model.{key}": value for key, value in record.model.items()} | record.routing
+    wanted = {f"model.{key}": value for key, value in model.items()} | routing
+    for key in [*wanted, *written]:
+        if written.get(key) != wanted.get(key):
             raise CheckpointError(
-                f"model.{key}: checkpoint {path} was written with {record.model.get(key)}, this run has "
-                f"{model.get(key)}; use model.{key}={record.model.get(key)}, or another run.directory to start afresh"
+                f"{key}: checkpoint {path} was written with {written.get(key)}, this run has {wanted.get(key)}; use "
+                f"{key}={written.get(key)}, or another run.directory to start afresh"
             )
-    if record.routed_layers != routed_layers:
-        raise CheckpointError(
-            f"routing: checkpoint {path} has routers on layers {record.routed_layers}, this run on {routed_layers}; "
-            "use the routing section it was written with, or another run.directory to start afresh"
-        )
 
 
 def discard(path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from megaroute.common.errors import ConfigError
 from megaroute.config.root import Config
+from megaroute.config.routing_checks import routing_problems
 
 Backend = Literal["gloo", "nccl"]
 Problems = Iterator[str]
@@ -21,7 +22,13 @@ def check_config(config: Config, world_size: int | None = None, backend: Backend
         replicas = data_parallel_size(config, world_size)
     else:
         replicas = 1 if config.parallel.data == "auto" else config.parallel.data
-    problems = [*_structure(config), *_batches(config, replicas), *_backend(config, backend)]
+    known = None if config.parallel.data == "auto" and world_size is None else replicas
+    problems = [
+        *_structure(config),
+        *routing_problems(config, known),
+        *_batches(config, replicas),
+        *_backend(config, backend),
+    ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(problems[0] + more)
@@ -56,7 +63,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 
 
 def _structure(config: Config) -> Problems:
-    for check in (_layers, _shards, _pipeline, _routed, _schedule):
+    for check in (_layers, _shards, _pipeline, _schedule):
         yield from check(config)
 
 
@@ -82,10 +89,8 @@ def _layers(config: Config) -> Problems:
 
 def _shards(config: Config) -> Problems:
     model, tensor = config.model, ("parallel.tensor", config.parallel.tensor)
-    heads_key = "model.num_kv_heads" if model.num_kv_heads else "model.num_kv_heads (as many as query heads)"
     for number, remedy in (
         (("model.num_attention_heads", model.num_attention_heads), "tensor ranks share the heads"),
-        ((heads_key, model.kv_heads), "each tensor rank needs key and value heads of its own: lower parallel.tensor"),
         (("model.ffn_hidden_size", model.ffn_hidden_size), "tensor ranks share the columns of the MLP"),
         (
             ("model.vocab_size", model.vocab_size),
@@ -93,6 +98,7 @@ def _shards(config: Config) -> Problems:
         ),
     ):
         yield from _indivisible(number, tensor, remedy=remedy)
+    yield from _key_value_heads(config)
     if not config.parallel.sequence:
         return
     if config.parallel.tensor == 1:
@@ -102,6 +108,24 @@ def _shards(config: Config) -> Problems:
         tensor,
         remedy="tensor ranks share the tokens of a row; change one of them or set parallel.sequence=false",
     )
+
+
+def _key_value_heads(config: Config) -> Problems:
+    """Each tensor rank has whole key-value heads, or each head whole tensor ranks, which share its weights equally."""
+    heads, tensor, width = config.model.kv_heads, config.parallel.tensor, config.model.head_size
+    name = "model.num_kv_heads" if config.model.num_kv_heads else "model.num_kv_heads (as many as query heads)"
+    if heads % tensor == 0:
+        return
+    if tensor % heads:
+        yield (
+            f"{name} {heads} % parallel.tensor {tensor} = {heads % tensor} and parallel.tensor {tensor} % {name} "
+            f"{heads} = {tensor % heads}, one must be 0; ranks hold whole key-value heads or share one: change either"
+        )
+    elif rest := 2 * heads * width % tensor:
+        yield (
+            f"(2 * {name} {heads} * head width {width}) % parallel.tensor {tensor} = {rest}, must be 0; tensor ranks "
+            "that share a key-value head hold equal parts of its weights: lower parallel.tensor or change the width"
+        )
 
 
 def _pipeline(config: Config) -> Problems:
@@ -128,27 +152,6 @@ def _pipeline(config: Config) -> Problems:
             "gives wrong gradients without an error: the next and the previous stage are the same process and batched "
             "sends cross; set parallel.batch_p2p=false"
         )
-
-
-def _routed(config: Config) -> Problems:
-    routing, num_layers = config.routing, config.model.num_layers
-    if routing.router == "dense":
-        return
-    outside = [layer for layer in routing.layers or () if layer >= num_layers]
-    if outside:
-        yield (
-            f"routing.layers has {outside[0]}, but model.num_layers {num_layers} counts layers 0 to {num_layers - 1}; "
-            "remove it"
-        )
-    elif not config.routed_layers:
-        if routing.layers is not None:
-            reason = "routing.layers is empty"
-        else:
-            reason = (
-                f"routing.first_dense {routing.first_dense} + routing.last_dense {routing.last_dense} >= "
-                f"model.num_layers {num_layers}"
-            )
-        yield f"no layer carries a router ({reason}); free a layer, or say routing.router=dense"
 
 
 def _schedule(config: Config) -> Problems:

@@ -19,6 +19,8 @@ class DataConfig(Section):
     """Sentencepiece model (tools/train_tokenizer.py)."""
     sequence_length: PositiveInt = 1024
     """Tokens S of a row that the model sees; a row takes S + 1 tokens of text, so that each position has its target."""
+    attend_across_documents: bool = True
+    """Whether a token may attend to the documents before its own in the same row."""
     lanes: PositiveInt = 64
     """Virtual lanes V of the stream.  A multiple of every data-parallel size the run will ever use; fixed for a run."""
     seed: NonNegativeInt = 0

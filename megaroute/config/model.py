@@ -17,7 +17,8 @@ class ModelConfig(Section):
     num_attention_heads: PositiveInt
     """Number of query heads."""
     num_kv_heads: PositiveInt | None = None
-    """Number of key and value heads (grouped-query attention); as many as query heads when not given."""
+    """Number of key and value heads (grouped-query attention); as many as query heads when not given.  A multiple of
+    parallel.tensor, or a divisor of it: then tensor ranks share a head."""
     head_dim: PositiveInt | None = None
     """Width of one head; hidden_size / num_attention_heads when not given."""
     ffn_hidden_size: PositiveInt

@@ -8,6 +8,7 @@ from megaroute.config.parallel import ParallelConfig
 from megaroute.config.routing import RoutingConfig
 from megaroute.config.section import Section
 from megaroute.config.training import CheckpointConfig, MetricsConfig, OptimConfig, RunConfig, TrainConfig
+from megaroute.config.units import Unit
 
 
 class Config(Section):
@@ -32,3 +33,8 @@ class Config(Section):
     def routed_layers(self) -> tuple[int, ...]:
         """Indices, from 0, of the layers that carry a router."""
         return self.routing.routed_layers(self.model.num_layers)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Routed units in the order in which a token meets them; metrics list densities in this order."""
+        return self.routing.units(self.model.num_layers)

@@ -65,6 +65,15 @@ class Row:
         edges = np.cumsum([0, *(span.tokens for span in self.spans)])
         return tuple(int(edge) for edge, span in zip(edges, self.spans, strict=False) if span.offset == 0)
 
+    @property
+    def document_starts(self) -> np.ndarray:
+        """Where in the row the document of each token starts, int32 [S + 1]; 0 for one that started in an earlier row.
+
+        An end-of-document token belongs to the document that it ends.
+        """
+        lengths = [span.tokens for span in self.spans]
+        return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths).astype(np.int32)
+
 
 @dataclass
 class _Open:

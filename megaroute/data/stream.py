@@ -32,6 +32,8 @@ class Batch:
     """Global number of each row, int64 [n]."""
     ids: np.ndarray
     """Token ids, int32 [n, S + 1]: inputs ids[:, :-1], targets ids[:, 1:]."""
+    starts: np.ndarray
+    """Position in the row at which the document of each input starts, int32 [n, S]."""
 
 
 class Stream:
@@ -64,7 +66,11 @@ class Stream:
         Raises DataError when a shard is missing or damaged.
         """
         rows = [self.next_row() for _ in range(count)]
-        return Batch(np.array([row.sample for row in rows], np.int64), np.stack([row.ids for row in rows]))
+        return Batch(
+            np.array([row.sample for row in rows], np.int64),
+            np.stack([row.ids for row in rows]),
+            np.stack([row.document_starts[:-1] for row in rows]),
+        )
 
     def next_row(self) -> Row:
         """The replica's next row, with its documents; counts as consumed."""

@@ -67,11 +67,23 @@ def choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: t
 
 def _last_logits(loaded: Loaded, context: list[int]) -> tuple[Tensor, int]:
     """Logits after the last token, float32 [vocabulary] on the CPU, and the routed layers that it executed."""
-    routing = RoutingContext()
-    tokens = torch.tensor([context], device=loaded.platform.device)
-    logits_BSV = loaded.model(tokens, None, None, packed_seq_params=micro_batch(len(context), routing))
+    device = loaded.platform.device
+    samples_B = torch.zeros(1, dtype=torch.int64, device=device)  # for routers that draw also at inference
+    routing = RoutingContext(seed=loaded.config.train.seed, step=loaded.step, samples_B=samples_B)
+    tokens = torch.tensor([context], device=device)
+    packed = micro_batch(len(context), routing, _document_starts(loaded, context))
+    logits_BSV = loaded.model(tokens, None, None, packed_seq_params=packed)
     executed = sum(int(record.keep_SB[-1, 0]) for record in routing.records.values())
     return logits_BSV[0, -1].float().cpu(), executed
+
+
+def _document_starts(loaded: Loaded, context: list[int]) -> Tensor | None:
+    """Where the document of each token starts, int32 [S, 1]: an end-of-document token in front belongs to another."""
+    if loaded.config.data.attend_across_documents:
+        return None
+    starts = torch.full((len(context), 1), int(context[0] == loaded.tokenizer.eod), dtype=torch.int32)
+    starts[0] = 0
+    return starts.to(loaded.platform.device)
 
 
 def _executed(loaded: Loaded, layers: list[int]) -> str:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from megatron.core.models.gpt import GPTModel
 
-from megaroute.checkpoint.layout import check_model, read_cursor, resolve
+from megaroute.checkpoint.layout import check_model, read_cursor, read_run, resolve
 from megaroute.checkpoint.state import load_state
 from megaroute.common.errors import CheckpointError
 from megaroute.config.load import load_config
 from megaroute.config.parallel import ParallelConfig
 from megaroute.config.root import Config
+from megaroute.config.sizes import routing_shape
 from megaroute.data.cursor import Cursor
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.model.build import build_chunks
@@ -27,6 +28,8 @@ class Loaded:
     model: GPTModel
     tokenizer: Tokenizer
     platform: device.Platform
+    step: int
+    """Optimizer steps that it was trained for."""
 
 
 def load_run(path: Path) -> Loaded:
@@ -36,7 +39,7 @@ def load_run(path: Path) -> Loaded:
     """
     checkpoint = resolve(path)
     config = _alone(load_config(checkpoint.parent.parent / "config.yaml"))
-    check_model(checkpoint, config.model.model_dump(mode="json"), list(config.routed_layers))
+    check_model(checkpoint, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
     tokenizer = Tokenizer(config.data.tokenizer)
     _check_tokenizer(checkpoint, tokenizer)
     platform = device.resolve(config.run.device)
@@ -45,7 +48,7 @@ def load_run(path: Path) -> Loaded:
     groups = bring_up(dims, config.train.seed)
     (model,) = build_chunks(config, dims, pipeline_rank=0, platform=platform)
     load_state(checkpoint, [model], None, groups.data_group)
-    return Loaded(config, model.eval(), tokenizer, platform)
+    return Loaded(config, model.eval(), tokenizer, platform, read_run(checkpoint).step)
 
 
 def _alone(config: Config) -> Config:

@@ -14,8 +14,11 @@ from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord
 from megaroute.metrics.sinks import NullSink
 from megaroute.metrics.throughput import utilisation
 
-MOST_LAYERS_SHOWN = 8
-"""Densities are shown layer by layer up to so many routed layers, and as mean and range above."""
+MOST_UNITS_SHOWN = 8
+"""Densities are shown one by one up to so many routed units, and as mean and range above."""
+
+EVEN = 1.005
+"""Up to this maximum over mean the load of the ranks is not worth a word."""
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Interval:
     seconds: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
+    dense_flops: float = 0.0
 
     def add(self, record: TrainRecord) -> None:
         """Count one more step."""
@@ -33,22 +37,33 @@ class Interval:
         self.seconds += record.seconds
         self.tokens += record.tokens_per_second * record.seconds
         self.flops += record.executed_flops
+        self.dense_flops += record.dense_flops
 
     def per_second(self, amount: float) -> float:
         """`amount` over the time of the interval; 0 when no time passed."""
         return amount / self.seconds if self.seconds else 0.0
 
 
-def density_text(layers: tuple[int, ...], density: tuple[float, ...]) -> str:
-    """Mean density and, of few layers each one, of many the range: "density 0.51 (L2 0.48, L3 0.54)"."""
+def density_text(units: tuple[str, ...], density: tuple[float, ...]) -> str:
+    """Mean density and, of few units each one, of many the range: "density 0.51 (L2 0.48, L3 mlp 0.54)"."""
     if not density:
-        return "no routed layer"
+        return "no routed unit"
     mean = sum(density) / len(density)
-    if len(density) <= MOST_LAYERS_SHOWN:
-        each = ", ".join(f"L{layer} {share:.2f}" for layer, share in zip(layers, density, strict=True))
+    if len(density) <= MOST_UNITS_SHOWN:
+        each = ", ".join(f"L{unit} {share:.2f}" for unit, share in zip(units, density, strict=True))
     else:
         each = f"{min(density):.2f} to {max(density):.2f}"
     return f"density {mean:.3f} ({each})"
+
+
+def load_text(record: TrainRecord) -> list[str]:
+    """What is not as it should be: rows that overflowed, and ranks that compute more than others."""
+    parts = []
+    if sum(record.overflow):
+        parts.append(f"overflow {percent(record.overflow_share)}")
+    if record.load.get("ranks", 1.0) > EVEN:
+        parts.append(f"load max/mean {record.load['ranks']:.2f}")
+    return parts
 
 
 class LogSink(NullSink):
@@ -63,7 +78,7 @@ class LogSink(NullSink):
         every: int,
         start_step: int,
         steps: int,
-        layers: tuple[int, ...],
+        units: tuple[str, ...],
         device: str,
         precision: str,
         devices: int,
@@ -71,7 +86,7 @@ class LogSink(NullSink):
         self._every = every
         self._start_step = start_step
         self._steps = steps
-        self._layers = layers
+        self._units = units
         self._device = device
         self._precision = precision
         self._devices = devices
@@ -86,7 +101,7 @@ class LogSink(NullSink):
 
     def valid(self, record: ValidRecord) -> None:
         score = f"valid loss {record.loss:.4f} | {record.bits_per_byte:.4f} bits per byte"
-        greedy = f"greedy {density_text(self._layers, record.density)}" if record.density else "no routed layer"
+        greedy = f"greedy {density_text(self._units, record.density)}" if record.density else "no routed unit"
         self._log.info("step %d/%d | %s | %s | %d rows", record.step, self._steps, score, greedy, record.rows)
 
     def event(self, record: EventRecord) -> None:
@@ -99,7 +114,8 @@ class LogSink(NullSink):
             f"loss {record.loss:.4f}",
             f"grad norm {record.grad_norm:.3g}",
             *self._speed(),
-            density_text(self._layers, record.density),
+            density_text(self._units, record.density),
+            *load_text(record),
             f"lr {record.lr:.2e}",
             f"eta {duration(left)}",
         ]
@@ -108,11 +124,20 @@ class LogSink(NullSink):
         return parts
 
     def _speed(self) -> list[str]:
+        """Tokens, FLOP/s and, where the device is known, utilisation: executed, and as if nothing had been skipped."""
         interval = self._interval
-        flops = interval.per_second(interval.flops)
-        parts = [f"{si(interval.per_second(interval.tokens))} tokens/s", f"{flops / 1e12:.3g} TFLOP/s executed"]
-        share = utilisation(flops, self._device, self._precision, self._devices)
-        return parts if share is None else [*parts, f"MFU {percent(share)}"]
+        executed, dense = interval.per_second(interval.flops), interval.per_second(interval.dense_flops)
+        parts = [
+            f"{si(interval.per_second(interval.tokens))} tokens/s",
+            _both(f"{executed / 1e12:.3g} TFLOP/s", f"{dense / 1e12:.3g}", executed == dense),
+        ]
+        shares = [utilisation(rate, self._device, self._precision, self._devices) for rate in (executed, dense)]
+        known = [percent(share) for share in shares if share is not None]
+        return [*parts, f"MFU {_both(known[0], known[1], executed == dense)}"] if known else parts
+
+
+def _both(executed: str, dense: str, alike: bool) -> str:
+    return f"{executed} executed" if alike else f"{executed} executed, {dense} dense-equivalent"
 
 
 class ProgressSink(NullSink):

@@ -17,6 +17,18 @@ from megaroute.metrics.run_view import RunView
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, PALE_BLUE, ORANGE, TEAL = "#1d5f99", "#a9c9e6", "#c8551b", "#1a7f72"
+RUNS = (BLUE, ORANGE, TEAL, "#8b3f8f", "#b8860b", "#5b6770", "#c2416c", "#3f7d20")
+"""Colours of runs that share a figure, in order."""
+PARTS = {
+    "key_value": ("keys and values", "#9bb8d3"),
+    "query_output": ("queries and output", "#4f86b4"),
+    "attention": ("attention", "#1d5f99"),
+    "mlp": ("MLP", "#1a7f72"),
+    "head": ("output matrix", "#a7adb4"),
+    "router": ("routers", "#8b3f8f"),
+    "padding": ("thrown away", "#c8551b"),
+}
+"""Name and colour of each part of the executed FLOPs, in the order in which they are stacked."""
 
 MOST_POINTS = 1200
 """Points of one curve; more would only make the page heavy."""
@@ -42,15 +54,26 @@ _STYLE: dict[Any, Any] = {
 
 def figure(run: RunView, draw: Callable[[Axes], None], name: str, legend: bool = True) -> str:
     """SVG of what `draw` puts on axes whose x is the step, resumed attempts marked.  `name` is unique on the page."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        canvas = Figure(figsize=(6.4, 3.1), layout="constrained")
-        axes = canvas.add_subplot()
+
+    def over_steps(axes: Axes) -> None:
         draw(axes)
         _step_axis(axes, run)
         _mark_attempts(axes, run)
+
+    return plain_figure(over_steps, name, legend)
+
+
+def plain_figure(
+    draw: Callable[[Axes], None], name: str, legend: bool = True, columns: int = 4, height: float = 3.1
+) -> str:
+    """SVG of what `draw` puts on axes, with a legend in `columns` when several things have names."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        canvas = Figure(figsize=(6.4, height), layout="constrained")
+        axes = canvas.add_subplot()
+        draw(axes)
         handles, labels = axes.get_legend_handles_labels()
         if legend and len(handles) > 1:
-            canvas.legend(handles, labels, loc="outside upper right", ncols=4, fontsize=9, handlelength=1.4)
+            canvas.legend(handles, labels, loc="outside upper right", ncols=columns, fontsize=9, handlelength=1.4)
         return _svg(canvas, name)
 
 

@@ -13,7 +13,7 @@ from megaroute.metrics.formats import si
 from megaroute.metrics.run_view import RunView
 
 MOST_LINES = 8
-"""Densities are drawn as lines up to so many routed layers, and as a heat map above."""
+"""Densities are drawn as lines up to so many routed units, and as a heat map above."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,15 @@ class Plot:
 
 def plots(run: RunView) -> list[Plot]:
     """Every figure, in the order of the page; one that has no data says so instead."""
-    return [_loss(run), _bits_per_byte(run), _density(run), _flops(run), _speed(run), _optimizer(run)]
+    return [
+        _loss(run),
+        _bits_per_byte(run),
+        _density(run),
+        _flops(run),
+        *_load(run),
+        _speed(run),
+        _optimizer(run),
+    ]
 
 
 def _loss(run: RunView) -> Plot:
@@ -68,57 +76,69 @@ def _bits_per_byte(run: RunView) -> Plot:
 
 
 def _density(run: RunView) -> Plot:
-    title = "Density per routed layer"
-    if not run.layers:
-        return Plot(title, "No layer of this run carries a router: every token executes every layer.")
+    title = "Density per routed unit"
+    if not run.units:
+        return Plot("Density", "No layer of this run carries a router: every token executes every layer.")
     if not run.history.train:
         return Plot(title, "No step has been completed yet.")
-    if len(run.layers) > MOST_LINES:
-        text = "Share of tokens that each layer executes. White is on target, green above it, brown below."
+    if len(run.units) > MOST_LINES:
+        text = "Share of tokens that each unit executes. White is on target, green above it, brown below."
         return Plot(title, text, drawing.figure(run, lambda axes: _heat_map(axes, run), "density"))
-    text = (
-        "Share of tokens that each layer executes (running mean). Dots: greedy routing at validation. Dashed: target."
-    )
+    text = "Share of tokens that each unit executes (running mean). Dots: greedy routing at validation. Dashed: target."
     return Plot(title, text, drawing.figure(run, lambda axes: _density_lines(axes, run), "density"))
 
 
 def _density_lines(axes: Axes, run: RunView) -> None:
-    # Layers have an order, so their colours have one too.
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(run.layers)))
-    for i, (layer, colour) in enumerate(zip(run.layers, colours, strict=True)):
+    # Units have an order, so their colours have one too.
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(run.units)))
+    for i, (unit, colour) in enumerate(zip(run.units, colours, strict=True)):
         x, y = drawing.series(run.history.train, [r.density[i] for r in run.history.train])
-        axes.plot(*drawing.thin(x, drawing.smooth(y)), color=colour, linewidth=1.5, label=f"layer {layer}")
+        axes.plot(*drawing.thin(x, drawing.smooth(y)), color=colour, linewidth=1.5, label=f"layer {unit}")
         greedy = [(r.step, r.density[i]) for r in run.history.valid]
         if greedy:
             axes.plot(*zip(*greedy, strict=True), color=colour, marker="o", markersize=4, linestyle="none")
-    if run.target is not None:
-        axes.axhline(run.target, color=drawing.INK, linestyle=(0, (5, 3)), linewidth=1)
+    for target in sorted({tuple(curve) for curve in _target_curves(run).T}):
+        steps = [r.step for r in run.history.train]
+        axes.plot(
+            *drawing.thin(np.array(steps), np.array(target)), color=drawing.INK, linestyle=(0, (5, 3)), linewidth=1
+        )
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("tokens executed")
+
+
+def _target_curves(run: RunView) -> np.ndarray:
+    """Targets over time, [steps, units]; no units when there are no targets."""
+    targets = [run.targets(r.step) for r in run.history.train]
+    return np.array([[t for t in at if t is not None] for at in targets], dtype=float)
 
 
 def _heat_map(axes: Axes, run: RunView) -> None:
     steps = np.array([r.step for r in run.history.train])
     density = np.array([r.density for r in run.history.train])
     bins = np.array_split(np.arange(len(steps)), min(len(steps), 240))
-    cells = np.stack([density[part].mean(axis=0) for part in bins], axis=1)
-    target = min(max(run.target if run.target is not None else 0.5, 0.05), 0.95)
+    targets = _target_curves(run)
+    # Targets that differ leave no one density to be white: their distance is shown instead.
+    differ = targets.shape[1] > 0 and targets.min() < targets.max()
+    values = density - targets if differ else density
+    cells = np.stack([values[part].mean(axis=0) for part in bins], axis=1)
+    white = 0.0 if differ else min(max(float(targets.min()) if targets.size else 0.5, 0.05), 0.95)
+    low, high = (-1.0, 1.0) if differ else (0.0, 1.0)
     image = axes.imshow(
         cells,
         aspect="auto",
         interpolation="none",
         cmap="BrBG",
-        norm=TwoSlopeNorm(target, 0, 1),
-        extent=(steps[0] - 0.5, steps[-1] + 0.5, len(run.layers) - 0.5, -0.5),
+        norm=TwoSlopeNorm(white, low, high),
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, len(run.units) - 0.5, -0.5),
     )
-    every = -(-len(run.layers) // 12)
-    axes.set_yticks(range(0, len(run.layers), every), [str(layer) for layer in run.layers[::every]])
+    every = -(-len(run.units) // 12)
+    axes.set_yticks(range(0, len(run.units), every), list(run.units[::every]))
     axes.set_ylabel("layer")
     axes.grid(False)
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=sorted({0.0, target, 1.0}))
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=sorted({low, white, high}))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.ax.axhline(target, color=drawing.INK, linewidth=1)
+    bar.ax.axhline(white, color=drawing.INK, linewidth=1)
 
 
 def _flops(run: RunView) -> Plot:
@@ -134,16 +154,59 @@ def _flops(run: RunView) -> Plot:
         axes.plot(
             xs, high, color=drawing.MUTED, linestyle=(0, (5, 3)), linewidth=1.2, label="every token in every layer"
         )
-        axes.plot(xs, low, color=drawing.TEAL, linewidth=1.8, label="executed")
-        axes.fill_between(xs, low, high, color=drawing.TEAL, alpha=0.10, linewidth=0)
+        if all(r.flops for r in train):
+            _stack_parts(axes, run, x, xs)
+        else:
+            axes.plot(xs, low, color=drawing.TEAL, linewidth=1.8, label="executed")
+            axes.fill_between(xs, low, high, color=drawing.TEAL, alpha=0.10, linewidth=0)
         axes.set_ylim(0, 1.15 * float(np.nanmax([*high, *low])))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
         axes.set_ylabel("FLOP, forward + backward")
 
     text = (
-        "What was computed, counted from the tokens gathered, against the same model without skipping. Shaded: saved."
+        "What was computed, counted from the tokens gathered, against the same model without skipping. Thrown away: "
+        "rows of padding, and query-key pairs behind a mask."
     )
     return Plot(title, text, drawing.figure(run, draw, "flops"))
+
+
+def _stack_parts(axes: Axes, run: RunView, x: np.ndarray, xs: np.ndarray) -> None:
+    train, below = run.history.train, np.zeros(len(xs))
+    axes.set_axisbelow(True)
+    for part, (name, colour) in drawing.PARTS.items():
+        flops = np.array([r.flops.get(part, 0.0) for r in train])
+        if flops.any():
+            above = below + np.interp(xs, x, drawing.smooth(flops))
+            axes.fill_between(xs, below, above, color=colour, linewidth=0, label=name)
+            below = above
+
+
+def _load(run: RunView) -> list[Plot]:
+    """Imbalance and overflow, where there is any."""
+    train = run.history.train
+    uneven = any(r.load.get("ranks", 1.0) > 1.0 for r in train)
+    overflow = any(sum(r.overflow) for r in train)
+    plots = []
+    if uneven:
+
+        def draw_load(axes: Axes) -> None:
+            drawing.raw_and_smooth(axes, train, [r.load.get("ranks", np.nan) for r in train])
+            axes.set_ylim(bottom=1.0)
+            axes.set_ylabel("maximum over mean")
+
+        text = "Rows computed by the busiest rank over the mean of all, layers without a router included: 1 is even."
+        plots.append(Plot("Load of the ranks", text, drawing.figure(run, draw_load, "load")))
+    if overflow:
+
+        def draw_overflow(axes: Axes) -> None:
+            drawing.raw_and_smooth(axes, train, [r.overflow_share for r in train])
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+            axes.set_ylabel("rows per token")
+
+        text = "Rows that the routers wanted and the capacity did not allow, per token, mean over the units."
+        plots.append(Plot("Overflow", text, drawing.figure(run, draw_overflow, "overflow")))
+    return plots
 
 
 def _speed(run: RunView) -> Plot:

@@ -1,4 +1,4 @@
-"""The routing picture: every token of a passage coloured by how many layers it executed, and the grid below it."""
+"""The routing picture: every token of a passage coloured by how much it executed, and the grid below it."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TokenView:
     title: str
     """What the pointer shows."""
     executed: int
-    """Layers that it executed, those without a router included."""
+    """Layers, or branches of layers, that it executed, those without a router included."""
     ends_line: bool
 
 
@@ -39,29 +39,29 @@ class PassageView:
 def view(trace: Trace, passage: Passage) -> PassageView:
     """The picture of one passage of a trace."""
     tokens = tuple(_token(trace, passage, i) for i in range(len(passage.tokens)))
-    return PassageView(_heading(passage), tokens, grid(trace, passage, [token.title for token in tokens]))
+    return PassageView(_heading(trace, passage), tokens, grid(trace, passage, [token.title for token in tokens]))
 
 
 def colours(trace: Trace) -> dict[int, str]:
-    """The colour of each number of layers that a token can execute, from fewest to most."""
-    routed = len(trace.routed_layers)
-    always = trace.num_layers - routed
+    """The colour of each number of layers or branches that a token can execute, from fewest to most."""
+    routed = len(trace.units)
+    always = trace.total - routed
     return {always + i: _colour(i / routed if routed else 1.0) for i in range(routed + 1)}
 
 
 def legend(trace: Trace) -> list[int]:
-    """Numbers of layers for the legend, from fewest to most; of a deep model about ten of them."""
+    """Numbers for the legend, from fewest to most; of many about ten."""
     counts = list(colours(trace))
     every = -(-len(counts) // 10)
     return counts[::-1][::every][::-1]
 
 
-def _heading(passage: Passage) -> str:
+def _heading(trace: Trace, passage: Passage) -> str:
     decisions = [kept for row in passage.keep for kept in row]
     known = [loss for loss in passage.loss if loss is not None]
     parts = [f"{len(passage.tokens):,} tokens"]
     if decisions:
-        parts.append(f"routed layers executed {percent(sum(decisions) / len(decisions))} of them")
+        parts.append(f"routed {trace.counted} executed {percent(sum(decisions) / len(decisions))} of them")
     if known:
         parts.append(f"mean cost of the next token {sum(known) / len(known):.2f} nats")
     return ", ".join(parts)
@@ -69,11 +69,11 @@ def _heading(passage: Passage) -> str:
 
 def _token(trace: Trace, passage: Passage, i: int) -> TokenView:
     text, loss = passage.tokens[i], passage.loss[i]
-    skipped = [layer for layer, row in zip(trace.routed_layers, passage.keep, strict=True) if not row[i]]
-    executed = trace.num_layers - len(skipped)
-    title = f"{json.dumps(text, ensure_ascii=False)}: {executed} of {trace.num_layers} layers"
+    skipped = [unit.label for unit, row in zip(trace.units, passage.keep, strict=True) if not row[i]]
+    executed = trace.total - len(skipped)
+    title = f"{json.dumps(text, ensure_ascii=False)}: {executed} of {trace.total} {trace.counted}"
     if skipped:
-        title += f", skipped {', '.join(map(str, skipped))}"
+        title += f", skipped {', '.join(skipped)}"
     if loss is not None:
         title += f"; predicting the next token cost {loss:.2f} nats"
     return TokenView(_visible(text), title, executed, text.endswith("\n"))

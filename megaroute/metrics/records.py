@@ -47,13 +47,36 @@ class TrainRecord:
     dense_flops: float
     """The same for the model in which every token executes every layer."""
     density: tuple[float, ...]
-    """Share of tokens executed, per routed layer."""
+    """Share of tokens executed, per routed unit."""
     skipped_update: bool
     """Whether the update was left out because the loss or the gradient was not finite."""
     nonfinite: int
     """Consecutive updates left out, this one included."""
     batch: int
     """Rows of the global batch."""
+    flops: Mapping[str, float] = field(default_factory=dict)
+    """executed_flops by part: key_value, query_output, attention, mlp, router, padding (thrown away), head."""
+    rows: tuple[int, ...] = ()
+    """Rows computed, per routed unit, padding included."""
+    overflow: tuple[int, ...] = ()
+    """Rows that the router wanted and the capacity did not allow, per routed unit."""
+    overflow_flops: float = 0.0
+    """What these would have cost; they were not executed."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    """How evenly the computed rows lie.  `ranks`: maximum over mean of all ranks; `units`: the same over the replicas,
+    per routed unit; `stages`: rows that a rank of each stage computed, attention and MLP half a row each, dense layers
+    included."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of this step."""
+        return round(self.tokens_per_second * self.seconds)
+
+    @property
+    def overflow_share(self) -> float:
+        """Rows over capacity per token, mean over the units."""
+        total = self.step_tokens * len(self.overflow)
+        return sum(self.overflow) / total if total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +90,7 @@ class ValidRecord:
     bits_per_byte: float
     """Cross entropy, bits per byte of text: does not depend on the tokenizer."""
     density: tuple[float, ...]
-    """Share of tokens executed with greedy routing, per routed layer."""
+    """Share of tokens executed with greedy routing, per routed unit."""
     rows: int
     """Rows that were scored."""
 
@@ -77,7 +100,8 @@ class EventRecord:
     """Something that happened after `step` steps.
 
     The report shows these values of a "start" or "resume" event when they are there: `parameters` (of the model),
-    `layout` (text), `device`, `world_size`, `routed_layers`; the metrics writer adds the last three.
+    `layout` (text), `device`, `world_size`, `units` (labels of the routed units); the metrics writer adds the last
+    three.
     """
 
     kind: EventKind
@@ -106,7 +130,8 @@ def to_json(record: Record) -> str:
 def from_json(line: str) -> Record | None:
     """The record of one line; None when its kind is not known here, as in a file of a later version.
 
-    Keys that are not known here are ignored.  Raises ValueError when the line is not a JSON object, or lacks a value.
+    Keys that are not known here are ignored, and what an earlier version did not write has its default.  Raises
+    ValueError when the line is not a JSON object, or lacks a value.
     """
     raw = json.loads(line)
     kind = raw.get("kind") if isinstance(raw, dict) else None
@@ -122,11 +147,16 @@ def from_json(line: str) -> Record | None:
 
 
 def _values(cls: type[Record], raw: Mapping[str, Any]) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    missing = [name for name in names if name not in raw]
+    fields = dataclasses.fields(cls)
+    names = [f.name for f in fields if f.name in raw]
+    missing = [f.name for f in fields if f.name not in raw and not _has_default(f)]
     if missing:
         raise ValueError(f"a {raw['kind']!r} line of metrics lacks {', '.join(missing)}")
     return {name: raw[name] if name in ("kind", "message") else _restored(raw[name]) for name in names}
+
+
+def _has_default(of: "dataclasses.Field[Any]") -> bool:
+    return of.default is not dataclasses.MISSING or of.default_factory is not dataclasses.MISSING
 
 
 def _plain(value: Any) -> Any:

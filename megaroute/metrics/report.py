@@ -1,31 +1,68 @@
-"""`report.html`: one self-contained page that shows a run to a person."""
+"""`report.html`: one self-contained page that shows a run to a person; and a page for several runs side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from megaroute.common.errors import UserError
 from megaroute.common.files import atomic_write
-from megaroute.metrics import figures, formats, grid, passages, summary
+from megaroute.metrics import (
+    compare,
+    compare_figures,
+    drawing,
+    figures,
+    formats,
+    grid,
+    passages,
+    routing_view,
+    summary,
+)
+from megaroute.metrics.compare import Comparison
 from megaroute.metrics.run_view import RunView
 
 FILE_NAME = "report.html"
+COMPARISON_NAME = "comparison.html"
+
+MOST_ALARMS = 12
+"""Alarms that the page lists."""
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run directory, and return its path.
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run, `report.html` in its directory unless `out` names a file, and return its path.
 
-    What the directory lacks is named on the page.  Raises DataError when it has no metrics.jsonl.
+    What the directory lacks is named on the page.  Raises DataError when it has no metrics.jsonl, and
+    UserError when the file cannot be written.
     """
     run = RunView.open(run_dir)
-    path = run.directory / FILE_NAME
-    # A token may be half of a surrogate pair, which UTF-8 has no form for.
-    atomic_write(path, render(run).encode("utf-8", "replace"))
+    return _write(Path(out) if out is not None else run.directory / FILE_NAME, render(run))
+
+
+def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write one page about several runs, `comparison.html` beside the first unless `out` names a file.
+
+    Differences are to the first run.  Returns the path.  Raises DataError when a directory has no metrics.jsonl,
+    and UserError when the file cannot be written.
+    """
+    comparison = Comparison.of([RunView.open(run_dir) for run_dir in run_dirs])
+    beside = comparison.runs[0].directory.resolve().parent / COMPARISON_NAME
+    return _write(Path(out) if out is not None else beside, render_comparison(comparison))
+
+
+def _write(path: Path, page: str) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A token may be half of a surrogate pair, which UTF-8 has no form for.
+        atomic_write(path, page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}), so there is no report; name another file with --out"
+        ) from error
     return path
 
 
-def render(run: RunView) -> str:
-    """The page as HTML.  It needs no network and no other file; the same run gives the same bytes."""
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("megaroute.metrics"),
         autoescape=True,
@@ -34,20 +71,49 @@ def render(run: RunView) -> str:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = formats.duration
+    return environment
+
+
+def render(run: RunView) -> str:
+    """The page as HTML.  It needs no network and no other file; the same run gives the same bytes."""
     trace = run.trace
     views = [passages.view(trace, passage) for passage in trace.passages] if trace else []
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        state=summary.state(run),
-        shape=summary.shape(run),
-        results=summary.results(run),
-        attempts=summary.attempts(run),
-        alarms=summary.alarms(run),
-        plots=[(plot, Markup(plot.svg or "")) for plot in figures.plots(run)],
-        trace=trace,
-        colours=passages.colours(trace) if trace else {},
-        legend=passages.legend(trace) if trace else [],
-        passages=[(view, Markup(view.grid)) for view in views],
-        ink=passages.INK,
-        cell={"executed": grid.EXECUTED, "skipped": grid.SKIPPED, "always": grid.ALWAYS},
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            state=summary.state(run),
+            shape=summary.shape(run),
+            results=summary.results(run),
+            attempts=summary.attempts(run),
+            alarms=summary.alarms(run),
+            most_alarms=MOST_ALARMS,
+            units=routing_view.units(run),
+            arithmetic=routing_view.arithmetic(run),
+            load=routing_view.load(run),
+            plots=[(plot, Markup(plot.svg or "")) for plot in figures.plots(run)],
+            trace=trace,
+            colours=passages.colours(trace) if trace else {},
+            legend=passages.legend(trace) if trace else [],
+            passages=[(view, Markup(view.grid)) for view in views],
+            ink=passages.INK,
+            cell={"executed": grid.EXECUTED, "skipped": grid.SKIPPED, "always": grid.ALWAYS},
+        )
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The page about several runs as HTML; it needs no network and no other file."""
+    return (
+        _environment()
+        .get_template("compare.html.j2")
+        .render(
+            names=comparison.names,
+            colours=drawing.RUNS,
+            table=compare.table(comparison),
+            cautions=compare.cautions(comparison),
+            units=[routing_view.units(run) for run in comparison.runs],
+            plots=[(plot, Markup(plot.svg or "")) for plot in compare_figures.plots(comparison)],
+        )
     )

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from megaroute.config.routing import RoutingConfig
 from megaroute.metrics import sinks, trace
 from megaroute.metrics.history import History, read_history
 from megaroute.metrics.records import EventRecord
 from megaroute.metrics.trace import Trace
+
+COMPUTE_EVERYTHING = ("highway", "moe")
+"""Routers without a target density."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +71,38 @@ class RunView:
         return told
 
     @cached_property
-    def layers(self) -> tuple[int, ...]:
-        """Indices of the routed layers, one for each recorded density."""
+    def units(self) -> tuple[str, ...]:
+        """Labels of the routed units, one for each recorded density; earlier versions routed whole layers."""
         widths = [len(r.density) for r in self.history.train[-1:]] + [len(r.density) for r in self.history.valid[-1:]]
-        told, traced = self.about.get("routed_layers"), self.trace.routed_layers if self.trace else None
+        told = self.about.get("units", self.about.get("routed_layers"))
+        traced = [unit.label for unit in self.trace.units] if self.trace else None
         for known in (told, traced):
             if known is not None and all(width == len(known) for width in widths):
-                return tuple(known)
-        return tuple(range(widths[0] if widths else 0))
+                return tuple(map(str, known))
+        return tuple(map(str, range(widths[0] if widths else 0)))
+
+    @cached_property
+    def routing(self) -> RoutingConfig | None:
+        """The section `routing`; None when this version does not understand it."""
+        try:
+            return RoutingConfig.model_validate(self.setting("routing"))
+        except ValidationError:
+            return None
+
+    def targets(self, step: int | None = None) -> tuple[float | None, ...]:
+        """Target density of each unit at a step, counted from 1, or in the end when `step` is None; None: no target."""
+        routing, count = self.routing, len(self.units)
+        if routing is not None and routing.router in COMPUTE_EVERYTHING:
+            return (None,) * count
+        if routing is not None and isinstance(self.num_layers, int):
+            targets = routing.targets(self.num_layers, None if step is None else step - 1)
+            if len(targets) == count:
+                return targets
+        return (self.target,) * count
 
     @property
     def target(self) -> float | None:
-        """Target density."""
+        """The one target density that the configuration names first."""
         target = self.number("routing.density")
         return target if target is not None or self.trace is None else self.trace.density_target
 

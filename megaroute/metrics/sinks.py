@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,15 +64,15 @@ class TensorBoardSink(NullSink):
     """TensorBoard scalars through DeepSpeed's monitor, in a folder of its own per attempt: TensorBoard draws two
     attempts that computed the same steps as two curves, where one folder would give a zigzag.
 
-    `layers` are the indices of the routed layers, for the names of the density curves; a train record of every
+    `units` are the labels of the routed units, for the names of the density curves; a train record of every
     `every`-th step is written.  Raises ConfigError when the package tensorboard is not installed.
     """
 
-    def __init__(self, directory: str | Path, attempt: int, layers: tuple[int, ...], every: int = 1) -> None:
+    def __init__(self, directory: str | Path, attempt: int, units: tuple[str, ...], every: int = 1) -> None:
         from deepspeed.monitor.config import get_monitor_config
         from deepspeed.monitor.monitor import MonitorMaster
 
-        self._layers = layers
+        self._units = units
         self._every = every
         target = {"enabled": True, "output_path": str(directory), "job_name": f"attempt-{attempt}"}
         try:
@@ -96,24 +96,36 @@ class TensorBoardSink(NullSink):
                 "optimizer/lr": record.lr,
                 "speed/tokens_per_second": record.tokens_per_second,
                 "speed/executed_flops_per_second": record.executed_flops / record.seconds,
+                "speed/dense_equivalent_flops_per_second": record.dense_flops / record.seconds,
                 "speed/executed_share": record.executed_flops / record.dense_flops,
-                **self._density("density", record.density),
+                **self._per_unit("density", record.density),
+                **self._per_unit("overflow", record.overflow),
+                **{f"flops/{part}": flops for part, flops in record.flops.items()},
+                **({"load/max_over_mean": record.load["ranks"]} if "ranks" in record.load else {}),
             },
         )
 
     def valid(self, record: ValidRecord) -> None:
         scores = {"loss/valid": record.loss, "loss/valid_bits_per_byte": record.bits_per_byte}
-        self._write(record.step, {**scores, **self._density("density_greedy", record.density)})
+        self._write(record.step, {**scores, **self._per_unit("density_greedy", record.density)})
 
     def close(self) -> None:
         self._monitor.tb_monitor.summary_writer.close()
 
-    def _density(self, group: str, density: tuple[float, ...]) -> dict[str, float]:
-        return {f"{group}/layer_{layer:02d}": share for layer, share in zip(self._layers, density, strict=True)}
+    def _per_unit(self, group: str, values: Sequence[float]) -> dict[str, float]:
+        if not values:
+            return {}
+        return {f"{group}/{_tag(unit)}": value for unit, value in zip(self._units, values, strict=True)}
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         with _as_rank_zero():
             self._monitor.write_events([(name, value, step) for name, value in scalars.items()])
+
+
+def _tag(unit: str) -> str:
+    """layer_07, or layer_07_mlp: names in the order of the layers."""
+    layer, *part = unit.split()
+    return "_".join([f"layer_{int(layer):02d}", *part])
 
 
 @contextlib.contextmanager

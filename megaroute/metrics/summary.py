@@ -1,6 +1,7 @@
 """The report's words and numbers: what the run is, how it went, what its attempts did."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaroute.metrics.formats import duration, percent, si
@@ -8,6 +9,13 @@ from megaroute.metrics.history import differences, overlap
 from megaroute.metrics.records import EventRecord, TrainRecord
 from megaroute.metrics.run_view import RunView
 from megaroute.metrics.throughput import utilisation
+
+UNITS = {
+    "attention": "in front of attention",
+    "mlp": "in front of the MLP",
+    "separate": "attention and MLP each their own",
+}
+"""What is said of routing.unit; a router in front of the whole layer is the method's."""
 
 FINAL_SHARE = 0.1
 """Final values are means over this share of the steps, the last ones: a single step is noise."""
@@ -92,15 +100,33 @@ def _model(run: RunView) -> str:
 
 
 def _routing(run: RunView) -> str:
-    if not run.layers:
+    if not run.units:
         return "no layer carries a router: every token executes every layer"
-    of = f"{len(run.layers)} of {run.num_layers} layers" if run.num_layers else f"{len(run.layers)} layers"
-    parts = [f"{of} carry a router ({_ranges(run.layers)})"]
-    if run.target is not None:
-        parts.append(f"target density {percent(run.target)}")
+    layers = tuple(sorted({int(unit.split()[0]) for unit in run.units}))
+    of = f"{len(layers)} of {run.num_layers} layers" if run.num_layers else f"{len(layers)} layers"
+    parts = [f"{of} carry a router ({_ranges(layers)})"]
+    if unit := UNITS.get(str(run.setting("routing.unit"))):
+        parts.append(unit)
+    if target := target_text(run):
+        parts.append(f"target density {target}")
     if router := run.setting("routing.router"):
         parts.append(f"router {router}")
+    if mode := run.setting("routing.dispatch.mode"):
+        parts.append(f"dispatch {mode}")
     return ", ".join(parts)
+
+
+def target_text(run: RunView) -> str:
+    """The target density of the units, "50.0 %", a range, and where it started; empty when there is none."""
+    targets = [target for target in run.targets() if target is not None]
+    if not targets:
+        return ""
+    low, high = min(targets), max(targets)
+    text = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+    anneal = run.routing.density_anneal if run.routing is not None else None
+    if anneal is None:
+        return text
+    return f"{text}, from {percent(anneal.start)} in steps {anneal.after:,} to {anneal.after + anneal.steps:,}"
 
 
 def _layout(run: RunView) -> str:
@@ -136,31 +162,47 @@ def _losses(run: RunView) -> list[Fact]:
 
 def _work(run: RunView) -> list[Fact]:
     train, last = run.history.train, final(run.history.train)
-    seconds = sum(r.seconds for r in last)
-    speed = sum(r.executed_flops for r in last) / seconds if seconds else 0.0
-    tokens = sum(r.tokens_per_second * r.seconds for r in last) / seconds if seconds else 0.0
     executed, dense = sum(r.executed_flops for r in train), sum(r.dense_flops for r in train)
     facts = []
-    if run.layers:
-        target = f"target {percent(run.target)}; " if run.target is not None else ""
+    if run.units:
+        target = f"target {text}; " if (text := target_text(run)) else ""
         densities = [sum(r.density) / len(r.density) for r in last if r.density]
-        range_note = f"{target}share of tokens that a routed layer executes, mean over layers"
+        range_note = f"{target}share of tokens that a routed unit executes, mean over units"
         facts.append(Fact("Density", percent(_mean(densities)), range_note))
     if dense:
         note = f"{si(executed, 'FLOP')} instead of {si(dense, 'FLOP')}; keys, values and routers are counted"
         facts.append(Fact("Arithmetic executed", f"{percent(executed / dense)} of dense", note))
     facts.append(Fact("Tokens", si(train[-1].tokens), f"{train[-1].samples:,} rows"))
-    facts.append(Fact("Speed", f"{si(tokens)} tokens/s", f"{si(speed, 'FLOP/s')} executed{_mfu(run, speed)}"))
+    facts += _speed(run, last)
     facts.append(Fact("Time in steps", duration(sum(r.seconds for r in train)), "without start, validation and saving"))
     return facts
 
 
-def _mfu(run: RunView, flops_per_second: float) -> str:
+def _speed(run: RunView, last: Sequence[TrainRecord]) -> list[Fact]:
+    """Tokens per second; FLOP/s and utilisation of what was executed, and as if nothing had been skipped."""
+    seconds = sum(r.seconds for r in last)
+    tokens, executed, dense = (
+        sum(values) / seconds if seconds else 0.0
+        for values in (
+            [r.tokens_per_second * r.seconds for r in last],
+            [r.executed_flops for r in last],
+            [r.dense_flops for r in last],
+        )
+    )
+    note = f"{si(executed, 'FLOP/s')} executed, {si(dense, 'FLOP/s')} as if nothing had been skipped"
+    facts = [Fact("Speed", f"{si(tokens)} tokens/s", note)]
+    shares = [_mfu(run, executed), _mfu(run, dense)]
+    if shares[0] is not None and shares[1] is not None:
+        note = f"of the devices' peak (MFU), on executed FLOPs; {percent(shares[1])} on dense-equivalent FLOPs"
+        facts.append(Fact("Utilisation", percent(shares[0]), note))
+    return facts
+
+
+def _mfu(run: RunView, flops_per_second: float) -> float | None:
     device, ranks = run.about.get("device"), run.about.get("world_size")
     if not device or not ranks:
-        return ""
-    share = utilisation(flops_per_second, str(device), str(run.setting("train.precision")), int(ranks))
-    return "" if share is None else f", {percent(share)} of the devices' peak (MFU)"
+        return None
+    return utilisation(flops_per_second, str(device), str(run.setting("train.precision")), int(ranks))
 
 
 def _trust(run: RunView) -> list[Fact]:

@@ -16,7 +16,7 @@ class MetricsWriter:
     """Hands every record to `metrics.jsonl`, the log, a progress bar when standard error is a terminal, and TensorBoard
     when metrics.tensorboard is set.  Lives on rank 0 only, in `run_dir`, which exists.
 
-    `start_step` is the number of steps completed before this attempt, `layers` the indices of the routed layers,
+    `start_step` is the number of steps completed before this attempt, `units` the labels of the routed units,
     `device_name` as `torch.cuda.get_device_name` gives it, or "cpu".  Raises ConfigError when TensorBoard is asked for
     and not installed.
     """
@@ -30,23 +30,21 @@ class MetricsWriter:
         attempt: int,
         device_name: str,
         world_size: int,
-        layers: tuple[int, ...],
+        units: tuple[str, ...],
     ) -> None:
-        self._about = {"device": device_name, "world_size": world_size, "routed_layers": list(layers)}
+        self._about = {"device": device_name, "world_size": world_size, "units": list(units)}
         run_dir, steps, every = Path(run_dir), config.train.steps, config.metrics.log_every
         log = LogSink(
             every=every,
             start_step=start_step,
             steps=steps,
-            layers=layers,
+            units=units,
             device=device_name,
             precision=config.train.precision,
             devices=world_size,
         )
         # TensorBoard is opened first, since it may be refused, but told after the file that all else relies on.
-        events = (
-            [TensorBoardSink(run_dir / "tensorboard", attempt, layers, every)] if config.metrics.tensorboard else []
-        )
+        events = [TensorBoardSink(run_dir / "tensorboard", attempt, units, every)] if config.metrics.tensorboard else []
         self._sinks: list[NullSink] = [JsonlSink(run_dir / FILE_NAME), log, *events]
         if sys.stderr.isatty():
             self._sinks.append(ProgressSink(start_step=start_step, steps=steps))
@@ -62,7 +60,7 @@ class MetricsWriter:
             sink.valid(record)
 
     def event(self, record: EventRecord) -> None:
-        """Write one event, log its message; "start" and "resume" also get device, ranks and routed layers."""
+        """Write one event, log its message; "start" and "resume" also get device, ranks and routed units."""
         if record.kind in ("start", "resume"):
             values: dict[str, Any] = {**self._about, **record.values}
             record = dataclasses.replace(record, values=values)

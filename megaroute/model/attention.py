@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
+    all_gather_last_dim_from_tensor_parallel_region,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
@@ -21,77 +20,25 @@ from megatron.core.transformer.attention import Attention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from megaroute.routing.dispatch import gather
+from megaroute.model.chosen_attention import causal_attention, chosen_attention
+from megaroute.model.microbatch import MicroBatch
+from megaroute.model.rotary import rotate, rotate_keys
+from megaroute.routing.dispatch import gather_along
 from megaroute.routing.plan import Plan
-
-QUERY_BLOCK = 256
-"""Query rows of one attention call on the CPU: keys after a block's last position are not touched."""
-
-
-def causal_attention(q_SBnD: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
-    """Causal attention of every position; query heads share key-value heads in order.  Returns [S, B, n * D]."""
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBnD, k_SBGD, v_SBGD))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    return out.permute(2, 0, 1, 3).flatten(2)
-
-
-def chosen_attention(q_RnD: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, plan: Plan) -> Tensor:
-    """Attention of chosen queries, sorted by sample and position, each to the keys up to its own position.
-
-    Returns [R, n * D] in the same order.
-    """
-    outs, start = [], 0
-    for sample, rows in enumerate(plan.per_sample):
-        q = q_RnD[start : start + rows].transpose(0, 1)[None]
-        k, v = (t[:, sample].transpose(0, 1)[None] for t in (k_SBGD, v_SBGD))
-        positions = plan.positions_R[start : start + rows]
-        outs += [_attend_block(q, k, v, positions, block) for block in _blocks(rows, q.device)]
-        start += rows
-    return torch.cat(outs).flatten(1)
-
-
-def _blocks(rows: int, device: torch.device) -> list[slice]:
-    # Reading a block's last position stalls an accelerator; there one call masks the whole sample.
-    size = QUERY_BLOCK if device.type == "cpu" else max(rows, 1)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, block: slice) -> Tensor:
-    at = positions[block]
-    keys = int(at[-1]) + 1 if q.device.type == "cpu" else k.shape[2]
-    visible = torch.arange(keys, device=q.device) <= at[:, None]
-    out = F.scaled_dot_product_attention(
-        q[:, :, block], k[:, :, :keys], v[:, :, :keys], attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out[0].transpose(0, 1)
-
-
-def causal_pairs(batch: int, seq: int) -> int:
-    """Query-key pairs of causal attention over `batch` sequences of `seq` tokens."""
-    return batch * seq * (seq + 1) // 2
-
-
-def attention_pairs(plan: Plan, seq: int, device: torch.device) -> int:
-    """Query-key pairs that `chosen_attention` computes for a plan over sequences of `seq` tokens."""
-    pairs, start = 0, 0
-    for rows in plan.per_sample:
-        positions = plan.positions_R[start : start + rows]
-        for block in _blocks(rows, device):
-            keys = int(positions[block][-1]) + 1 if device.type == "cpu" else seq
-            pairs += (block.stop - block.start) * keys
-        start += rows
-    return pairs
 
 
 class CausalCoreAttention(torch.nn.Module):
-    """Core attention of dense layers, by torch's scaled_dot_product_attention.  Document boundaries are not masked."""
+    """Core attention of dense layers, by torch's scaled_dot_product_attention."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        """query [S, B, n, D], key and value [S, B, G, D] -> [S, B, n * D]."""
-        return causal_attention(query, key, value)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: MicroBatch | None = None, **__: Any
+    ) -> Tensor:
+        """query [S, B, n, D], key and value [S, B, G, D] -> [S, B, n * D]; within documents if the micro-batch says."""
+        starts_SB = None if packed_seq_params is None else packed_seq_params.starts_SB
+        return causal_attention(query, key, value, starts_SB)
 
 
 @dataclass
@@ -150,25 +97,31 @@ class RoutedSelfAttention(Attention):
         """Abstract in Attention; the forward pass below does not go through it."""
         raise AssertionError("RoutedSelfAttention computes queries apart from keys and values")
 
-    def forward(self, h_sBH: Tensor, plan: Plan | None, rotary_pos_emb: Tensor) -> Tensor:
+    def forward(
+        self, h_sBH: Tensor, plan: Plan | None, rotary_pos_emb: Tensor, starts_SB: Tensor | None = None
+    ) -> Tensor:
         """Attention output of the rows of `plan`, or of every token when it is None.
 
         Args:
             h_sBH: normed input, this rank's slice under sequence parallelism.
             plan: rows of the whole sequence to compute queries for.
             rotary_pos_emb: angles [S, 1, 1, D].
+            starts_SB: int32, position at which the document of each token of the whole sequence starts; None to attend
+                across documents.
 
         Returns:
             [R / T, H]: under sequence parallelism the rows of this rank's chunk, else all; [s, B, H] without a plan.
         """
         h_SBH = self._every_token(h_sBH)
-        k, v = self._keys_values(h_SBH, rotary_pos_emb)
         if plan is None:
+            k, v = self._keys_values(h_SBH, rotary_pos_emb)
             q = self._queries(h_SBH, rotary_pos_emb)
-            context = self._core(lambda q, k, v: causal_attention(q, k, v), q, k, v)
+            context = self._core(lambda q, k, v: causal_attention(q, k, v, starts_SB), q, k, v)
             return self.linear_proj(context)[0]
-        q = self._chosen_queries(h_SBH, plan, rotary_pos_emb)
-        context = self._core(lambda q, k, v: chosen_attention(q, k, v, plan), q, k, v)
+        h_RH, h_SBH = gather_along(h_SBH, plan.rows_R)
+        k, v = self._keys_values(h_SBH, rotary_pos_emb)
+        q = self._chosen_queries(h_RH, plan, rotary_pos_emb)
+        context = self._core(lambda q, k, v: chosen_attention(q, k, v, plan, starts_SB), q, k, v)
         if plan.order_R is not None:
             context = torch.empty_like(context).index_copy(0, plan.order_R, context)
         return self.linear_proj(context[:, None])[0][:, 0]
@@ -182,20 +135,31 @@ class RoutedSelfAttention(Attention):
     def _keys_values(self, h_SBH: Tensor, rotary_pos_emb: Tensor) -> tuple[Tensor, Tensor]:
         width = self.hidden_size_per_attention_head
         kv, _ = self.linear_kv(h_SBH)
-        k, v = kv.view(*kv.shape[:2], -1, 2 * width).split(width, -1)
-        return apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config), v
+        if self.config.num_query_groups < self.world_size:
+            kv = self._shared_group(kv)
+        return rotate_keys(kv.view(*kv.shape[:2], -1, 2 * width), rotary_pos_emb)
+
+    def _shared_group(self, kv_SBh: Tensor) -> Tensor:
+        """The one key-value head that this rank's queries use, where there are fewer heads than tensor ranks.
+
+        As in Megatron-core's SelfAttention each rank holds an equal part of all heads' weights and the products are
+        gathered, whose backward pass sums the gradients of the ranks that share a head.  So weights, gradients and
+        checkpoints are cut like any other matrix.
+        """
+        kv_SBH = all_gather_last_dim_from_tensor_parallel_region(kv_SBh, group=self.pg_collection.tp)
+        groups = self.config.num_query_groups
+        return kv_SBH.chunk(groups, -1)[self.pg_collection.tp.rank() * groups // self.world_size]
 
     def _queries(self, h_SBH: Tensor, rotary_pos_emb: Tensor) -> Tensor:
         q, _ = self.linear_q(h_SBH)
         q = q.view(*q.shape[:2], -1, self.hidden_size_per_attention_head)
-        return apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
+        return rotate(q, rotary_pos_emb)
 
-    def _chosen_queries(self, h_SBH: Tensor, plan: Plan, rotary_pos_emb: Tensor) -> Tensor:
-        q, _ = self.linear_q(gather(h_SBH, plan.rows_R))
+    def _chosen_queries(self, h_RH: Tensor, plan: Plan, rotary_pos_emb: Tensor) -> Tensor:
+        q, _ = self.linear_q(h_RH)
         q = q if plan.order_R is None else q.index_select(0, plan.order_R)
-        q = q.view(q.shape[0], 1, -1, self.hidden_size_per_attention_head)
-        angles = rotary_pos_emb.index_select(0, plan.positions_R)
-        return apply_rotary_pos_emb(q, angles, config=self.config)[:, 0]
+        q = q.view(q.shape[0], -1, self.hidden_size_per_attention_head)
+        return rotate(q, rotary_pos_emb[:, 0].index_select(0, plan.positions_R))
 
     def _core(self, attend: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.checkpoint_core_attention and self.training:

@@ -3,12 +3,16 @@
 from megatron.core.models.gpt import GPTModel
 
 from megaroute.config.root import Config
+from megaroute.config.units import Unit
 from megaroute.model.initialise import initialise
-from megaroute.model.routed_layer import RoutedLayer
+from megaroute.model.moe import ExpertLayer
+from megaroute.model.routed_unit import RoutedUnit
 from megaroute.model.spec import block_spec, transformer_config
 from megaroute.parallel.dims import ParallelDims
 from megaroute.parallel.stages import Chunk, chunks_of_stage
 from megaroute.platform.device import Platform
+from megaroute.routing.experts import ExpertRouter
+from megaroute.routing.routers import Router
 
 
 def build_chunks(config: Config, dims: ParallelDims, pipeline_rank: int, platform: Platform) -> list[GPTModel]:
@@ -40,7 +44,11 @@ def build_chunk(config: Config, chunk: Chunk, dims: ParallelDims) -> GPTModel:
     )
 
 
-def routed_layers(chunks: list[GPTModel]) -> dict[int, RoutedLayer]:
-    """Routed layers of this rank's chunks by global layer index, from 0."""
-    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, RoutedLayer)]
-    return {layer.unit: layer for layer in found}
+def routers(chunks: list[GPTModel]) -> dict[Unit, Router | ExpertRouter]:
+    """Routers of this rank's chunks."""
+    modules = [module for chunk in chunks for module in chunk.modules()]
+    binary = {module.unit: module.router for module in modules if isinstance(module, RoutedUnit)}
+    experts = {
+        Unit(module.layer_number - 1, "mlp"): module.router for module in modules if isinstance(module, ExpertLayer)
+    }
+    return {**binary, **experts}

@@ -9,7 +9,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 
 from megaroute.config.root import Config
-from megaroute.routing.router import initial_std
+from megaroute.routing.state import initial_std
 
 
 def initialise(model: GPTModel, config: Config) -> None:

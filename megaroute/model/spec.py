@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megaroute.config.root import Config
 from megaroute.model.attention import CausalCoreAttention, RoutedAttentionSubmodules, RoutedSelfAttention
+from megaroute.model.moe import expert_layer_spec
 from megaroute.model.norm import RMSNorm
 from megaroute.model.routed_layer import RoutedLayer
 from megaroute.parallel.stages import Chunk
@@ -112,6 +113,8 @@ def _dense_layer() -> ModuleSpec:
 
 
 def _routed_layer(config: Config) -> ModuleSpec:
+    if config.routing.router == "moe":
+        return expert_layer_spec(config, _dense_layer())
     return ModuleSpec(
         module=RoutedLayer,
         params={"routing": config.routing},

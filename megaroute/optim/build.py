@@ -9,6 +9,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megaroute.config.root import Config
 from megaroute.model.spec import DTYPES
+from megaroute.optim.groups import group_overrides
 from megaroute.optim.torch_adam import init_state, repair_load
 
 
@@ -36,26 +37,29 @@ def wrap(config: Config, chunks: list[GPTModel]) -> list[DistributedDataParallel
 
 def build_optimizer(config: Config, wrapped: list[DistributedDataParallel]) -> MegatronOptimizer:
     """AdamW with float32 master weights; its state is sharded over the replicas."""
-    optim = config.optim
     repair_load()
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.beta1,
-            adam_beta2=optim.beta2,
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=config.train.precision == "bf16",
-            fp16=config.train.precision == "fp16",
-            params_dtype=DTYPES[config.train.precision],
-            use_distributed_optimizer=True,
-        ),
-        wrapped,
-    )
+    settings = optimizer_config(config)
+    optimizer = get_megatron_optimizer(settings, wrapped, config_overrides=group_overrides(settings))
     init_state(optimizer)
     for chunk in wrapped:
         chunk.config.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def optimizer_config(config: Config) -> OptimizerConfig:
+    """Megatron-core's configuration for ours."""
+    optim, precision = config.optim, config.train.precision
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        params_dtype=DTYPES[precision],
+        use_distributed_optimizer=True,
+    )

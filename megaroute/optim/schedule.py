@@ -10,6 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megaroute.config.root import Config
+from megaroute.optim.groups import set_group_limits
 
 _DECAY = {"cosine": "cosine", "inverse_square_root": "inverse-square-root", "constant": "constant"}
 
@@ -19,6 +20,8 @@ class Schedule:
 
     def __init__(self, config: Config, optimizer: MegatronOptimizer) -> None:
         optim = config.optim
+        self._config, self._optimizer = config, optimizer
+        set_group_limits(config, optimizer)
         self._scheduler = OptimizerParamScheduler(
             optimizer,
             init_lr=0.0,
@@ -34,7 +37,11 @@ class Schedule:
         )
 
     def set(self, step: int) -> float:
-        """Set and return the learning rate of `step`, counted from 1, so that no step runs at a rate of 0."""
+        """Set the learning rates of `step`, counted from 1, so that no step runs at a rate of 0; returns the model's.
+
+        Routers have routing.lr_factor times that rate.
+        """
+        set_group_limits(self._config, self._optimizer)
         self._scheduler.num_steps = step
         self._scheduler.step(0)
         return self._scheduler.get_lr({"max_lr": self._scheduler.max_lr, "min_lr": self._scheduler.min_lr})

@@ -55,6 +55,11 @@ def bring_up(dims: ParallelDims, seed: int) -> Groups:
     return Groups(dims, dist.get_rank(), tensor, data, pipeline, parallel_state.get_data_parallel_group())
 
 
+def data_group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights as this one, those of its own included; groups must be up."""
+    return parallel_state.get_data_parallel_group()
+
+
 def tear_down() -> None:
     """End the groups; harmless when there are none.
 

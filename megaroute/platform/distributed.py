@@ -8,14 +8,18 @@ from torch._C._distributed_c10d import HashStore
 
 from megaroute.platform import megatron_cpu
 from megaroute.platform.device import Platform
+from megaroute.platform.memory import keep_freed_memory
 
 
 def start(platform: Platform, timeout_s: int = 600) -> tuple[int, int]:
     """Join the process group that the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) describes.
 
-    Outside a launcher the process is rank 0 of 1.  Returns (rank, world size).  Ports Megatron-core when on CPU.
+    Outside a launcher the process is rank 0 of 1.  Returns (rank, world size).  Ports Megatron-core when on CPU, and
+    makes the process keep the memory that tensors free.
     """
     megatron_cpu.install()
+    if platform.on_cpu:
+        keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", platform.device.type)  # or DeepSpeed warns that it had to guess
     if not dist.is_initialized():
         if "RANK" in os.environ:

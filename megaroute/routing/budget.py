@@ -1,27 +1,8 @@
 """The budget: a loss that pulls each unit's density to the target, and a controller for what the loss does not hold."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-
-class _AddGradient(torch.autograd.Function):
-    """Identity whose backward pass adds a constant to every element's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] + ctx.saved_tensors[0].to(grads[0].dtype), None
-
-
-def budget_loss(density: Tensor, target: float, weight: float) -> Tensor:
-    """weight * sum over units of (density - target)^2, with the densities of the global batch [units]."""
-    return weight * ((density - target) ** 2).sum()
+from megaroute.routing.gradient import add_gradient
 
 
 def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, scale: float, tokens: int) -> Tensor:
@@ -38,7 +19,7 @@ def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, 
         tokens: tokens of the micro-batch over all tensor ranks.
     """
     gradient = 2.0 * weight * scale / tokens * (density.detach() - target)
-    return _AddGradient.apply(probability_SB, gradient)
+    return add_gradient(probability_SB, gradient)
 
 
 def corrected_bias(bias: Tensor, density: Tensor, target: float, gain: float) -> Tensor:

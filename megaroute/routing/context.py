@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megaroute.routing.capacity import Pool
+
 
 @dataclass(frozen=True)
 class UnitRecord:
@@ -16,8 +18,14 @@ class UnitRecord:
     """float32 [S, B], or this rank's slice under sequence parallelism: distance of each decision from its threshold."""
     rows: int
     """Rows computed, padding included."""
-    attention_pairs: int
-    """Query-key pairs computed."""
+    attention_pairs: int | Tensor = 0
+    """Query-key pairs computed for these rows; 0 for an MLP."""
+    overflow: Tensor | None = None
+    """Scalar: tokens of this rank's slice that the router wanted executed and the capacity did not allow."""
+    probability: Tensor | None = None
+    """Scalar: mean probability of executing over this rank's slice, detached."""
+    counts_E: Tensor | None = None
+    """int64 [experts], choices that fell on each expert, before the limit; mixtures of experts only."""
 
 
 @dataclass
@@ -33,10 +41,12 @@ class RoutingContext:
     step: int = 0
     """Optimizer step that the micro-batch belongs to."""
     samples_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """int64 [B], global sample numbers of the rows."""
+    """int64 [B], global sample numbers of the rows, on the device where they are routed."""
     budget_scale: float = 0.0
     """Factor of the budget loss of this micro-batch: loss scale / micro-batches per step."""
     replay: dict[int, Tensor] = field(default_factory=dict)
-    """Debug: decisions, bool [S, B] by unit, that replace the router's own."""
+    """Debug: decisions, bool [S, B] by key of the unit, that replace the router's own."""
     records: dict[int, UnitRecord] = field(default_factory=dict)
-    """Filled by the forward pass, by unit."""
+    """Filled by the forward pass, by key of the unit."""
+    pool: Pool = field(default_factory=Pool)
+    """What units of this stage left unused, where capacity is pooled."""

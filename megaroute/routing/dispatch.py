@@ -7,35 +7,39 @@ from torch import Tensor
 
 
 class _StraightThrough(torch.autograd.Function):
-    """y = x + g * (out - x) with g = 1 in the forward pass and the gradient of a probability in the backward pass."""
+    """y = x + g * branch with g = 1 in the forward pass and the gradient of a probability in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, out_KH: Tensor, x_KH: Tensor, probability_K: Tensor) -> Tensor:
-        ctx.save_for_backward(out_KH, x_KH)
+    def forward(ctx: Any, x_KH: Tensor, branch_KH: Tensor, probability_K: Tensor) -> Tensor:
+        ctx.save_for_backward(branch_KH)
         ctx.probability_dtype = probability_K.dtype
-        return out_KH.view_as(out_KH)
+        return x_KH + branch_KH
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (grad_KH,) = grads
-        out_KH, x_KH = ctx.saved_tensors
-        delta_KH = out_KH.float() - x_KH.float()
-        return grad_KH, None, (grad_KH.float() * delta_KH).sum(-1).to(ctx.probability_dtype)
+        (branch_KH,) = ctx.saved_tensors
+        return grad_KH, grad_KH, (grad_KH.float() * branch_KH.float()).sum(-1).to(ctx.probability_dtype)
 
 
-def straight_through(out_KH: Tensor, x_KH: Tensor, probability_K: Tensor) -> Tensor:
-    """The gate of executed rows: returns `out_KH`, bit for bit, and lets gradient reach the router.
+def straight_through(x_KH: Tensor, branch_KH: Tensor, probability_K: Tensor) -> Tensor:
+    """The gate of executed rows: returns x + branch, and lets gradient reach the router.
 
-    With y = x + g * (Block(x) - x) and a hard g = 1, dy/dx = dBlock/dx, and the straight-through estimator (Bengio et
-    al. 2013) puts dg = d(probability): the router gets <dL/dy, Block(x) - x> for each executed row, and nothing for
-    skipped ones, whose Block(x) does not exist.
+    With y = x + g * branch and a hard g = 1, the straight-through estimator (Bengio et al. 2013) puts dg =
+    d(probability): the router gets <dL/dy, branch> for each executed row, and nothing for skipped ones, whose branch
+    does not exist.  The branch is given by itself, because in 16-bit precision y - x has lost most of its digits.
 
     Args:
-        out_KH: Block(x) of the kept rows.
-        x_KH: input of the same rows.
+        x_KH: input of the kept rows.
+        branch_KH: what the unit adds to them, Block(x) - x.
         probability_K: float32, softmax probability of executing.
     """
-    return _StraightThrough.apply(out_KH, x_KH, probability_K)
+    return _StraightThrough.apply(x_KH, branch_KH, probability_K)
+
+
+def weighted(x_KH: Tensor, branch_KH: Tensor, gate_K: Tensor) -> Tensor:
+    """x + gate * branch for the kept rows."""
+    return x_KH + gate_K[:, None].to(x_KH.dtype) * branch_KH
 
 
 def gather(x_SBH: Tensor, rows_R: Tensor) -> Tensor:
@@ -43,10 +47,77 @@ def gather(x_SBH: Tensor, rows_R: Tensor) -> Tensor:
     return x_SBH.reshape(-1, x_SBH.shape[-1]).index_select(0, rows_R)
 
 
-def combine(x_SBH: Tensor, rows_K: Tensor, y_KH: Tensor) -> Tensor:
-    """`x_SBH` with the rows `rows_K` replaced by `y_KH`; every other token passes untouched, bit for bit."""
-    flat = x_SBH.reshape(-1, x_SBH.shape[-1])
-    return flat.index_copy(0, rows_K, y_KH.to(flat.dtype)).view_as(x_SBH)
+class _GatherAlong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_SBH: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows_R)
+        return gather(x_SBH, rows_R), x_SBH.view_as(x_SBH)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad_RH, grad_SBH = grads
+        flat = grad_SBH.reshape(-1, grad_SBH.shape[-1])
+        return flat.index_add(0, ctx.saved_tensors[0], grad_RH).view_as(grad_SBH), None
+
+
+def gather_along(x_SBH: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of [S, B, H] as [R, H], and `x_SBH` itself for its other uses.
+
+    Gradients of the rows are then added to those of the other uses, without a tensor of zeros between.
+    """
+    x_RH, same_SBH = _GatherAlong.apply(x_SBH, rows_R)
+    return x_RH, same_SBH
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_SBH: Tensor, rows_R: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows_R)
+        ctx.kept = kept
+        return gather(x_SBH, rows_R), x_SBH.view_as(x_SBH)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad_RH, grad_SBH = grads
+        rows_K, grad_KH = ctx.saved_tensors[0][: ctx.kept], grad_RH[: ctx.kept]
+        flat = grad_SBH.reshape(-1, grad_SBH.shape[-1])
+        return flat.index_copy(0, rows_K, grad_KH).view_as(grad_SBH), None, None
+
+
+class _PutBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rest_SBH: Tensor, rows_K: Tensor, y_KH: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_K)
+        ctx.dtype = y_KH.dtype
+        flat = rest_SBH.reshape(-1, rest_SBH.shape[-1])
+        return flat.index_copy(0, rows_K, y_KH.to(flat.dtype)).view_as(rest_SBH)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor]:
+        return grads[0], None, gather(grads[0], ctx.saved_tensors[0]).to(ctx.dtype)
+
+
+def take(x_SBH: Tensor, rows_R: Tensor, kept: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of `x_SBH`, and the rest of it for `combine`, which puts something in their place.
+
+    In the rest the taken rows have no meaning and no gradient: that of `x_SBH` is, row by row, either the gradient of
+    the taken row or of the rest, and is written once instead of summed from two.
+
+    Args:
+        rows_R: int64 [R], rows of the flattened tokens.
+        kept: that many, at the beginning, are distinct and will be put back; the others are padding, whose results are
+            thrown away and must have no gradient.  None: all.
+
+    Returns:
+        ([R, H], [S, B, H]).
+    """
+    x_RH, rest_SBH = _Take.apply(x_SBH, rows_R, rows_R.numel() if kept is None else kept)
+    return x_RH, rest_SBH
+
+
+def combine(rest_SBH: Tensor, rows_K: Tensor, y_KH: Tensor) -> Tensor:
+    """`rest_SBH`, from `take`, with `y_KH` as the rows taken; every other token passes untouched, bit for bit."""
+    return _PutBack.apply(rest_SBH, rows_K, y_KH)
 
 
 def combine_masked(x_SBH: Tensor, keep_SB: Tensor, y_SBH: Tensor) -> Tensor:

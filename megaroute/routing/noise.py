@@ -4,15 +4,22 @@ The same (seed, step, unit, sample, position) gives the same number on every ran
 when activations are recomputed; nothing has to be saved, sent or forked.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Word = TypeVar("Word", int, Tensor)
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers
 
 
-def _mix(x: Tensor) -> Tensor:
-    """The 32-bit finaliser of MurmurHash3 (A. Appleby, public domain) on int64 tensors that hold 32-bit values."""
+def _mix(x: Word) -> Word:
+    """The 32-bit finaliser of MurmurHash3 (A. Appleby, public domain) on 32-bit values, also those of an int64 tensor.
+
+    A product that overflows int64 has the right low 32 bits all the same.
+    """
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
     return x ^ (x >> 16)
@@ -29,10 +36,11 @@ def uniform(seed: int, step: int, unit: int, samples_B: Tensor, positions_S: Ten
     Returns:
         float32 [S, B].
     """
-    key_B = torch.zeros_like(samples_B)
+    key = 0  # a plain number as long as it can be: every operation on a tensor costs a launch
     for word in (seed, step, unit):
         for half in (word & _MASK, word >> 32):
-            key_B = _mix((key_B + half + _GOLDEN) & _MASK)
+            key = _mix((key + half + _GOLDEN) & _MASK)
+    key_B = torch.full_like(samples_B, key)
     for half_B in (samples_B & _MASK, samples_B >> 32):
         key_B = _mix((key_B + half_B + _GOLDEN) & _MASK)
     x_SB = _mix((key_B[None, :] + (positions_S[:, None] + 1) * _GOLDEN) & _MASK)

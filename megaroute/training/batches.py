@@ -20,7 +20,7 @@ class Micro:
     """One micro-batch of this replica: B rows of S tokens."""
 
     tokens_BS: Tensor | None
-    """int64, inputs; None on stages between the first and the last, which see no tokens."""
+    """int64, inputs; None on stages that see no tokens, see Parts.reads_tokens."""
     labels_BS: Tensor | None
     """int64, targets."""
     info: MicroBatch
@@ -53,14 +53,16 @@ def cut(
         routing = RoutingContext(
             seed=config.train.seed,
             step=step,
-            samples_B=torch.from_numpy(samples[rows]),
+            samples_B=torch.from_numpy(samples[rows]).to(platform.device),
             budget_scale=budget_scale,
         )
-        tokens = labels = None
+        tokens = labels = starts = None
         if batch is not None:
             ids = torch.from_numpy(batch.ids[rows].astype(np.int64)).to(platform.device)
             tokens, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-        micros.append(Micro(tokens, labels, micro_batch(length, routing)))
+            if not config.data.attend_across_documents:
+                starts = torch.from_numpy(batch.starts[rows].T.copy()).to(platform.device)
+        micros.append(Micro(tokens, labels, micro_batch(length, routing, starts)))
     return micros
 
 

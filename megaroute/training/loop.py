@@ -3,7 +3,7 @@
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
 from megaroute.training.evaluate import validate
-from megaroute.training.guards import check_nonfinite
+from megaroute.training.guards import LoadGuard, check_nonfinite
 from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
@@ -17,6 +17,7 @@ log = get_logger(__name__)
 def run(parts: Parts, observer: Observer) -> int:
     """Train until train.steps or a request to stop; returns the exit code, 0 or STOPPED_EARLY."""
     config, state = parts.config, parts.state
+    guard = LoadGuard(config)
     with StopRequest() as stop:
         while state.step < config.train.steps:
             result = run_step(parts, stop.requested)
@@ -24,6 +25,8 @@ def run(parts: Parts, observer: Observer) -> int:
             observer.train(result)
             if result.skipped:
                 observer.event("alarm", f"step {state.step} was not applied: loss or gradient is not finite")
+            for alarm in guard.check(state.step - 1, result.totals.density):
+                observer.event("alarm", alarm.message, alarm.values)
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
             if result.totals.stop:
                 return _stop(parts, observer)

@@ -29,7 +29,7 @@ class Observer:
             attempt=parts.state.attempt,
             device_name=parts.platform.name,
             world_size=parts.groups.dims.world_size,
-            layers=parts.config.routed_layers,
+            units=tuple(unit.label for unit in parts.config.units),
         )
         values = {"parameters": num_parameters, "layout": parts.groups.dims.describe()}
         if parts.resumed_from is None:
@@ -41,7 +41,7 @@ class Observer:
         """One step."""
         if self._writer is None:
             return
-        state, totals = self._parts.state, result.totals
+        state, totals, load = self._parts.state, result.totals, result.load
         self._writer.train(
             TrainRecord(
                 step=state.step,
@@ -60,6 +60,11 @@ class Observer:
                 skipped_update=result.skipped,
                 nonfinite=state.nonfinite,
                 batch=result.rows,
+                flops=result.flops.parts,
+                rows=totals.rows,
+                overflow=totals.overflow,
+                overflow_flops=result.flops.overflow,
+                load={"ranks": load.ranks, "units": load.units, "stages": load.stages},
             )
         )
 

@@ -10,11 +10,13 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megaroute.checkpoint.manager import CheckpointManager
 from megaroute.config.root import Config
+from megaroute.config.units import Unit
 from megaroute.data.stream import Stream
-from megaroute.model.routed_layer import RoutedLayer
 from megaroute.optim.schedule import BatchSize, Schedule
 from megaroute.parallel.groups import Groups
 from megaroute.platform.device import Platform
+from megaroute.routing.experts import ExpertRouter
+from megaroute.routing.routers import Router
 from megaroute.training.state import TrainState
 
 
@@ -29,13 +31,13 @@ class Parts:
     """Bare models of this stage."""
     wrapped: list[DistributedDataParallel]
     """The same in their precision and data-parallel wrappers; what the schedules run."""
-    routed: dict[int, RoutedLayer]
-    """Routed layers of this stage by global layer index."""
+    routers: dict[Unit, Router | ExpertRouter]
+    """Routers of this stage."""
     optimizer: MegatronOptimizer
     schedule: Schedule
     batch_size: BatchSize
     stream: Stream | None
-    """Training rows of this replica; None on stages between the first and the last."""
+    """Training rows of this replica; None where no tokens are read."""
     token_bytes: np.ndarray
     """int32 [vocabulary], bytes of text that each id stands for."""
     checkpoints: CheckpointManager
@@ -46,5 +48,6 @@ class Parts:
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether this rank's stage needs inputs or targets."""
-        return self.groups.is_first_stage or self.groups.is_last_stage
+        """Whether this rank's stage needs inputs or targets, or where documents start."""
+        attends_within = not self.config.data.attend_across_documents
+        return self.groups.is_first_stage or self.groups.is_last_stage or attends_within

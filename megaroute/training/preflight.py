@@ -7,6 +7,7 @@ from megaroute.checkpoint.layout import check_files, check_model, complete_check
 from megaroute.common.errors import CheckpointError, LaunchError
 from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
+from megaroute.config.sizes import routing_shape
 from megaroute.data.cursor import Cursor, data_identity
 from megaroute.data.verify import check_data
 from megaroute.launch.devices import detect_device
@@ -48,5 +49,5 @@ def _check_checkpoint(config: Config) -> None:
     latest = find_latest(root)
     if latest is not None:
         check_files(latest)
-        check_model(latest, config.model.model_dump(mode="json"), list(config.routed_layers))
+        check_model(latest, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
         Cursor.from_json(read_cursor(latest)).check(data_identity(config.data))

@@ -28,7 +28,7 @@ def main(config: Config) -> int:
         _prepare(config, rank, world_size)
         logging.configure(rank, config.run_directory / "log.txt")
         parts = setup(config, platform, world_size)
-        observer = Observer(parts, num_parameters(config.model, config.routed_layers))
+        observer = Observer(parts, num_parameters(config.model, config.routing))
         try:
             code = loop.run(parts, observer)
         finally:

@@ -7,32 +7,50 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megaroute.config.units import Unit
+from megaroute.model.flops import UnitWork
 from megaroute.training.batches import Micro
 from megaroute.training.parts import Parts
+from megaroute.training.tally import FIELDS, dense_pairs, num_experts, tally
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the global batch, equal on all ranks."""
+    """Sums over the global batch, equal on all ranks; lists are in order of config.units."""
 
     loss: float
     """Cross entropy, nats per token."""
     stop: bool
     """Whether any rank was asked to stop."""
-    kept: tuple[int, ...]
-    """Executed tokens of each routed layer, in order of layers."""
-    rows: tuple[int, ...]
-    """Rows computed for each, padding included."""
-    pairs: tuple[int, ...]
-    """Query-key pairs computed for each."""
-    squared_gap: tuple[float, ...]
-    """Mean over micro-batches of (density of the micro-batch - target)^2, for each."""
     tokens: int
     """Tokens of the global batch."""
+    dense_pairs: tuple[int, int]
+    """Query-key pairs of one attention of every token: computed, and those of a token and a key that it sees."""
+    kept: tuple[int, ...]
+    """Executed tokens of each unit."""
+    rows: tuple[int, ...]
+    """Rows computed for each, padding included; of a mixture of experts, pairs of token and expert."""
+    pairs: tuple[int, ...]
+    """Query-key pairs computed for each."""
+    needed_pairs: tuple[int, ...]
+    """Those of a kept token and a key that it sees."""
+    overflow: tuple[int, ...]
+    """Rows of each that the router wanted and the capacity did not allow."""
+    soft: tuple[float, ...]
+    """Mean probability of executing, of each; 0 where the router has none."""
+    squared_gap: tuple[float, ...]
+    """Mean over micro-batches of (density of the micro-batch - target)^2, for each, of the density that
+    routing.budget.density names.  Of the soft one, the slices of sequence parallelism count as micro-batches."""
+    choices: tuple[tuple[int, ...], ...]
+    """Choices that fell on each expert, before the limit; empty unless a unit is a mixture of experts."""
+    expert_probability: tuple[tuple[float, ...], ...]
+    """Mean probability of each expert."""
+    replica_rows: tuple[tuple[int, ...], ...]
+    """Rows of each unit by data-parallel replica."""
 
     @property
     def density(self) -> tuple[float, ...]:
-        """Share of tokens executed, per routed layer."""
+        """Share of tokens executed, per unit."""
         return tuple(kept / self.tokens for kept in self.kept)
 
     @property
@@ -40,37 +58,47 @@ class Totals:
         """Whether the loss is a number."""
         return math.isfinite(self.loss)
 
+    def work(self, units: tuple[Unit, ...]) -> list[UnitWork]:
+        """What each unit did, for counting FLOPs."""
+        columns = zip(units, self.kept, self.rows, self.pairs, self.needed_pairs, self.overflow, strict=True)
+        return [UnitWork(*values) for values in columns]
+
 
 def reduce_step(parts: Parts, micros: list[Micro], reports: list[dict[str, Tensor]], stop: bool = False) -> Totals:
     """Sum over ranks in float64, where counts are exact; tensor rank 0 of each stage speaks for its stage."""
-    config, groups = parts.config, parts.groups
-    units = config.routed_layers
-    sums = torch.zeros(2 + 4 * len(units), dtype=torch.float64)
+    config, groups, device = parts.config, parts.groups, parts.platform.device
     micro_batches = len(micros) * groups.dims.data
-    if groups.tensor_rank == 0:
-        for report in reports:
-            sums[0] += report["losses"].double().mean().cpu() / micro_batches
-        for index, unit in enumerate(units):
-            sums[2 + 4 * index : 6 + 4 * index] = _of_unit(micros, unit, config.routing.density, micro_batches)
-    sums[1] = float(stop)
-    sums = sums.to(parts.platform.device)
+    table = tally(config, groups, micros, parts.state.step, device)
+    head = torch.zeros(4, dtype=torch.float64, device=device)
+    if groups.tensor_rank == 0 and reports:
+        head[0] = torch.stack([report["losses"].double().mean() for report in reports]).sum() / micro_batches
+    head[1] = float(stop)
+    if groups.tensor_rank == 0 and groups.is_first_stage:
+        head[2:] = dense_pairs(micros, config.data.sequence_length, device)
+    sums = torch.cat([head, table.flatten()])
     dist.all_reduce(sums)
-    loss, stops, *values = sums.tolist()
+    width, values = table.shape[1], sums.tolist()
+    rows = [values[start : start + width] for start in range(len(head), len(values), width)]
     tokens = micro_batches * config.train.micro_batch * config.data.sequence_length
+    return _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config))
+
+
+def _totals(head: list[float], tokens: int, table: list[list[float]], micro_batches: int, experts: int) -> Totals:
+    column = {name: [row[index] for row in table] for index, name in enumerate(FIELDS)}
+    first, second = len(FIELDS) + experts, len(FIELDS) + 2 * experts
     return Totals(
-        loss=loss,
-        stop=stops > 0,
-        kept=tuple(round(value) for value in values[0::4]),
-        rows=tuple(round(value) for value in values[1::4]),
-        pairs=tuple(round(value) for value in values[2::4]),
-        squared_gap=tuple(values[3::4]),
+        loss=head[0],
+        stop=head[1] > 0,
         tokens=tokens,
+        dense_pairs=(round(head[2]), round(head[3])),
+        kept=tuple(map(round, column["kept"])),
+        rows=tuple(map(round, column["rows"])),
+        pairs=tuple(map(round, column["pairs"])),
+        needed_pairs=tuple(map(round, column["needed_pairs"])),
+        overflow=tuple(map(round, column["overflow"])),
+        soft=tuple(value / micro_batches for value in column["soft"]),
+        squared_gap=tuple(value / micro_batches for value in column["squared_gap"]),
+        choices=tuple(tuple(map(round, row[len(FIELDS) : first])) for row in table),
+        expert_probability=tuple(tuple(p / micro_batches for p in row[first:second]) for row in table),
+        replica_rows=tuple(tuple(map(round, row[second:])) for row in table),
     )
-
-
-def _of_unit(micros: list[Micro], unit: int, target: float, micro_batches: int) -> Tensor:
-    records = [micro.info.routing.records[unit] for micro in micros if unit in micro.info.routing.records]
-    kept = [int(record.keep_SB.sum()) for record in records]
-    gaps = [(k / record.keep_SB.numel() - target) ** 2 for k, record in zip(kept, records, strict=True)]
-    rows, pairs = sum(record.rows for record in records), sum(record.attention_pairs for record in records)
-    return torch.tensor([sum(kept), rows, pairs, sum(gaps) / micro_batches], dtype=torch.float64)

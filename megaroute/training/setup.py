@@ -11,10 +11,11 @@ from megaroute.checkpoint.layout import RunRecord
 from megaroute.checkpoint.manager import CheckpointManager
 from megaroute.common.log import get_logger
 from megaroute.config.root import Config
+from megaroute.config.sizes import routing_shape
 from megaroute.data.cursor import Cursor, data_identity, merge_parts
 from megaroute.data.stream import open_stream
 from megaroute.data.tokenizer import Tokenizer
-from megaroute.model.build import build_chunks, routed_layers
+from megaroute.model.build import build_chunks, routers
 from megaroute.optim.build import build_optimizer, wrap
 from megaroute.optim.schedule import Schedule, batch_size
 from megaroute.parallel.dims import ParallelDims
@@ -43,7 +44,7 @@ def setup(config: Config, platform: Platform, world_size: int) -> Parts:
         groups=groups,
         chunks=chunks,
         wrapped=wrapped,
-        routed=routed_layers(chunks),
+        routers=routers(chunks),
         optimizer=optimizer,
         schedule=Schedule(config, optimizer),
         batch_size=batch_size(config, dims.data),
@@ -100,7 +101,7 @@ def run_record(parts: Parts) -> RunRecord:
     return RunRecord(
         **counters,
         model=parts.config.model.model_dump(mode="json"),
-        routed_layers=list(parts.config.routed_layers),
+        routing=routing_shape(parts.config.model, parts.config.routing),
         layout=parts.groups.dims.describe(),
     )
 

@@ -4,9 +4,14 @@ import math
 import time
 from dataclasses import dataclass
 
-from megaroute.model.flops import TRAINING_FACTOR, dense_forward, executed_forward
+import torch
+
+from megaroute.config.routing_checks import LEARNED_BINARY
+from megaroute.model.flops import StepFlops, training_flops
+from megaroute.routing.experts import ExpertRouter, balance_loss
 from megaroute.training.batches import Micro, cut, sample_numbers
 from megaroute.training.forward import run_schedule
+from megaroute.training.load import Load, load_of
 from megaroute.training.parts import Parts
 from megaroute.training.reduce import Totals, reduce_step
 
@@ -17,15 +22,26 @@ class StepResult:
 
     totals: Totals
     budget_loss: float
+    """What density budget, or load balance of experts, adds to the loss."""
     grad_norm: float
     lr: float
     rows: int
     skipped: bool
     seconds: float
-    executed_flops: float
-    dense_flops: float
+    flops: StepFlops
+    load: Load
     micros: list[Micro]
     """This rank's micro-batches, with the routing records of its stage."""
+
+    @property
+    def executed_flops(self) -> float:
+        """Executed FLOPs, forward and backward."""
+        return self.flops.executed
+
+    @property
+    def dense_flops(self) -> float:
+        """FLOPs of the model in which every token executes every layer."""
+        return self.flops.dense
 
 
 def run_step(parts: Parts, stop: bool = False) -> StepResult:
@@ -50,21 +66,24 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
     grad_norm, skipped = _update(parts, totals)
     parts.platform.synchronize()
 
-    rows *= groups.dims.data
-    length = config.data.sequence_length
-    executed = executed_forward(config.model, rows, length, list(totals.rows), list(totals.pairs))
     return StepResult(
         totals=totals,
         budget_loss=_budget_loss(parts, totals),
         grad_norm=grad_norm,
         lr=lr,
-        rows=rows,
+        rows=rows * groups.dims.data,
         skipped=skipped,
         seconds=time.perf_counter() - began,
-        executed_flops=float(TRAINING_FACTOR * executed),
-        dense_flops=float(TRAINING_FACTOR * dense_forward(config.model, rows, length)),
+        flops=_flops(parts, totals),
+        load=load_of(config, groups.dims, totals),
         micros=micros,
     )
+
+
+def _flops(parts: Parts, totals: Totals) -> StepFlops:
+    config, length = parts.config, parts.config.data.sequence_length
+    work = totals.work(config.units)
+    return training_flops(config.model, config.routing, totals.tokens // length, length, work, totals.dense_pairs)
 
 
 def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:
@@ -75,16 +94,41 @@ def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:
     if overflow or not totals.finite or not math.isfinite(grad_norm):
         return grad_norm, True
     parts.optimizer.step_with_ready_grads()
-    densities = dict(zip(parts.config.routed_layers, totals.density, strict=True))
-    routing = parts.config.routing
-    for unit, layer in parts.routed.items():
-        layer.router.update(densities[unit], routing.density, routing.controller.gain)
+    _update_routers(parts, totals)
     return grad_norm, False
 
 
+def _update_routers(parts: Parts, totals: Totals) -> None:
+    for index, unit in enumerate(parts.config.units):
+        router = parts.routers.get(unit)
+        if isinstance(router, ExpertRouter):
+            router.update(torch.tensor(totals.choices[index]))
+        elif router is not None:
+            router.update(totals.density[index], parts.state.step, totals.soft[index])
+
+
 def _budget_loss(parts: Parts, totals: Totals) -> float:
-    """weight * sum over units of (r - P)^2, r of the global batch or of each micro-batch as routing.budget says."""
+    """What routing adds to the loss, 0 for routers without a budget.
+
+    weight * sum over units of (r - P)^2, r of the global batch or of each micro-batch as routing.budget says; of
+    mixtures of experts the balance loss.
+    """
     routing = parts.config.routing
+    if routing.router == "moe":
+        return _balance_loss(totals, routing.moe.balance_weight)
+    if routing.router not in LEARNED_BINARY or routing.force is not None:
+        return 0.0
     if routing.budget.estimator == "microbatch":
         return routing.budget.weight * sum(totals.squared_gap)
-    return routing.budget.weight * sum((density - routing.density) ** 2 for density in totals.density)
+    targets = routing.targets(parts.config.model.num_layers, parts.state.step)
+    densities = totals.density if routing.budget.density == "hard" else totals.soft
+    gaps = (density - target for density, target in zip(densities, targets, strict=True))
+    return routing.budget.weight * sum(gap**2 for gap in gaps)
+
+
+def _balance_loss(totals: Totals, weight: float) -> float:
+    loss = 0.0
+    for choices, probability in zip(totals.choices, totals.expert_probability, strict=True):
+        share_E = torch.tensor(choices, dtype=torch.float64) / sum(choices)
+        loss += float(balance_loss(share_E, torch.tensor(probability, dtype=torch.float64), weight))
+    return loss

@@ -34,9 +34,9 @@ def _of_this_rank(parts: Parts, rows: int) -> dict[str, Any]:
     if groups.data_rank or groups.tensor_rank:
         return {}
     mine: dict[str, Any] = {"keep": {}}
-    for unit in parts.routed:
-        keep = [micro.info.routing.records[unit].keep_SB.T for micro in micros]
-        mine["keep"][unit] = torch.cat(keep).int().tolist()
+    for unit in parts.routers:
+        keep = [micro.info.routing.records[unit.key].keep_SB.T for micro in micros]
+        mine["keep"][unit.key] = torch.cat(keep).int().tolist()
     if groups.is_last_stage:
         mine["loss"] = torch.cat([report["losses"].float() for report in reports]).tolist()
     if groups.is_first_stage:
@@ -54,12 +54,12 @@ def _assembled(parts: Parts, gathered: list[dict[str, Any]], rows: int) -> dict[
         "format": FORMAT,
         "step": parts.state.step,
         "num_layers": config.model.num_layers,
-        "routed_layers": list(config.routed_layers),
+        "units": [unit.label for unit in config.units],
         "density_target": config.routing.density,
         "passages": [
             {
                 "tokens": tokenizer.pieces_text(ids[row]),
-                "keep": [keep[unit][row] for unit in config.routed_layers],
+                "keep": [keep[unit.key][row] for unit in config.units],
                 "loss": losses[row],
             }
             for row in range(rows)

@@ -29,7 +29,7 @@ def test_arithmetic_counts_the_parameters_of_the_built_model(one_process, file):
         model = build_chunk(config, chunk, WHOLE)
     parameters = list(model.parameters())
     assert all(isinstance(parameter.data, FakeTensor) for parameter in parameters)
-    assert sum(parameter.numel() for parameter in parameters) == num_parameters(config.model, config.routed_layers)
+    assert sum(parameter.numel() for parameter in parameters) == num_parameters(config.model, config.routing)
     assert peak_memory() - before < 500 * 2**20
 
 

@@ -11,6 +11,7 @@ from megaroute.config.sizes import num_parameters
 
 FOLDER = Path(__file__).resolve().parents[2] / "pretrain_configs"
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml"))
+LARGE = [file for file in FILES if not file.startswith(("debug/", "rivals/"))]
 SIZES = {"408m": 408e6, "766m": 766e6, "1.5b": 1.48e9, "2.9b": 2.92e9, "5.8b": 5.79e9}
 CONTROLS = [
     ("skip/skip-1.5b.yaml", "dense/dense-408m-control-of-skip-1.5b.yaml"),
@@ -21,7 +22,7 @@ CONTROLS = [
 
 
 def test_all_kinds_are_there():
-    assert {Path(file).parent.name for file in FILES} == {"debug", "dense", "skip"}
+    assert {Path(file).parent.name for file in FILES} == {"debug", "dense", "rivals", "skip"}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -32,7 +33,7 @@ def test_file_fits_its_processes(file):
         check_config(config, config.parallel.model_size * replicas, "gloo" if on_cpu else "nccl")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("debug/")])
+@pytest.mark.parametrize("file", LARGE)
 def test_short_trial_with_another_layout_needs_no_further_keys(file):
     config = load_config(FOLDER / file, ["train.steps=1000", "parallel.tensor=4"])
     check_config(config, config.parallel.model_size, "nccl")
@@ -43,11 +44,11 @@ def test_run_has_the_name_of_its_file(file):
     assert load_config(FOLDER / file).run.name == Path(file).name.removesuffix(".yaml")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("debug/")])
+@pytest.mark.parametrize("file", LARGE)
 def test_number_of_parameters_is_the_one_in_the_name(file):
     claim = SIZES[re.findall(r"\d+m|\d+\.\d+b", file)[0]]
     config = load_config(FOLDER / file)
-    assert num_parameters(config.model, config.routed_layers) == pytest.approx(claim, rel=0.01)
+    assert num_parameters(config.model, config.routing) == pytest.approx(claim, rel=0.01)
 
 
 @pytest.mark.parametrize("skip, control", CONTROLS)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from training import Ranks, close_calls, decisions, numbers, write_config
+from training import Ranks, assert_same_run, numbers, write_config
 
 # Five layouts in one start are many steps, for two busy cores; a hang still ends here.
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]
@@ -78,19 +78,5 @@ def test_a_layout_that_keeps_nothing_differs_from_one_that_keeps_everything(refe
 
 
 def _assert_same(name: str, result: list[list[dict]], expected: list[list[dict]]) -> None:
-    ours, theirs = numbers(result), numbers(expected)
-    assert [step["step"] for step in ours] == list(range(SEED_STEPS + 1, SEED_STEPS + STEPS + 1))
-    for a, b in zip(ours, theirs, strict=True):
-        where = f"{name}, step {a['step']}"
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6), where
-        assert a["budget_loss"] == pytest.approx(b["budget_loss"], rel=1e-6, abs=1e-9), where
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5), where
-    differing = 0
-    steps = zip(decisions(result), decisions(expected), close_calls(expected), strict=True)
-    for number, (mine, reference, close) in enumerate(steps):
-        assert mine.keys() == reference.keys(), f"{name}: other samples or units in step {number}"
-        for key, kept in mine.items():
-            changed = kept ^ reference[key]
-            assert changed <= close.get(key, set()), f"{name}, step {number}, (unit, sample) {key}: {changed}"
-            differing += len(changed)
-    print(f"{name}: {differing} decisions with a margin below 1e-5 differ")
+    assert [step["step"] for step in numbers(result)] == list(range(SEED_STEPS + 1, SEED_STEPS + STEPS + 1))
+    assert_same_run(name, result, expected)

@@ -57,6 +57,9 @@ def assert_refused(config: Path, folder: Path, words: list[str], *expected: str)
         (["data.train=nowhere"], "data.train: nowhere"),
         (["data.tokenizer=nowhere.model"], "data.tokenizer: nowhere.model"),
         (["model.vocab_size=200"], "model.vocab_size: 200 rows"),
+        (["routing.density=0"], "routing.density is 0"),
+        (["routing.router=mod", "routing.mod.predictor=false"], "routing.mod.predictor=true"),
+        (["routing.dispatch.exchange=dp", "routing.unit=mlp"], "needs at least two replicas to exchange rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -116,7 +119,7 @@ def trained(launched, tmp_path) -> Path:
         ("data.tokenizer={corpus}/other.model", "data.tokenizer: the checkpoint's data cursor was written for sha256"),
         ("data.train={corpus}/valid", "data.train: the checkpoint's data cursor was written for sha256"),
         ("model.hidden_size=64", "model.hidden_size: checkpoint"),
-        ("routing.every=2", "routing: checkpoint"),
+        ("routing.every=2", "routing.layers: checkpoint"),
         ("checkpoint.resume=false", "checkpoint.resume is false, but"),
     ],
     ids=lambda value: value.partition("=")[0] if "=" in value else "",

@@ -100,7 +100,7 @@ def test_keep_all_equals_the_dense_layer_of_megatron_core(shape, x):
     assert torch.allclose(grads["input"], grads_dense["input"], atol=1e-5)
     for name in ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight", "self_attention.linear_proj.weight"):
         assert torch.allclose(grads[name], grads_dense[name], atol=1e-4), name
-    assert torch.equal(grads["router.weight"], torch.zeros_like(grads["router.weight"]))
+    assert torch.equal(grads["units.layer.router.weight"], torch.zeros_like(grads["units.layer.router.weight"]))
 
 
 def copy_weights(routed: torch.nn.Module, dense: torch.nn.Module) -> None:
@@ -178,6 +178,6 @@ def test_router_learns_from_executed_tokens_only(x):
     layer = layer_of(SHAPES["multi-head"], budget={"weight": 0.0})
     none = torch.zeros(SEQ, BATCH, dtype=torch.bool)
     _, grads, _ = run(layer, x, replay=none)
-    assert torch.equal(grads["router.weight"], torch.zeros_like(grads["router.weight"]))
+    assert torch.equal(grads["units.layer.router.weight"], torch.zeros_like(grads["units.layer.router.weight"]))
     _, grads, _ = run(layer, x)
-    assert grads["router.weight"].abs().max() > 0
+    assert grads["units.layer.router.weight"].abs().max() > 0

@@ -70,8 +70,9 @@ def test_megaroute_command_parses_and_its_configuration_loads(words):
 
 
 @pytest.mark.parametrize("words", commands("python"), ids=joined)
-def test_tool_command_parses(words):
+def test_tool_command_parses(words, monkeypatch):
     path = REPOSITORY / words[1]
+    monkeypatch.syspath_prepend(path.parent)  # as the interpreter does for a script
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

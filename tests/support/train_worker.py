@@ -4,6 +4,7 @@ The spec lists runs, each {"name", "config", "overrides", "steps", "save"}; a ru
 its run directory, if there is one.  The output has per run the step's numbers and this rank's routing decisions.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def train(run: dict) -> list[dict]:
             "density": list(result.totals.density),
             "skipped": result.skipped,
             "rows": list(result.totals.rows),
+            "totals": dataclasses.asdict(result.totals),
+            "flops": result.flops.parts,
+            "rank_rows": result.load.rank_rows,
         }
         steps.append({**numbers, "decisions": decisions(result)})
     if run.get("save"):

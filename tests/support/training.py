@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from ranks import REPOSITORY, run_ranks
 
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -98,3 +99,26 @@ def numbers(ranks: list[list[dict]]) -> list[dict]:
     plain = [[{k: v for k, v in step.items() if k != "decisions"} for step in rank] for rank in ranks]
     assert all(json.dumps(rank) == json.dumps(plain[0]) for rank in plain), "ranks report different numbers"
     return plain[0]
+
+
+def assert_same_run(
+    name: str, result: list[list[dict]], expected: list[list[dict]], gradient: float = 1e-5, budget: float = 1e-6
+) -> None:
+    """Losses to 1e-6, and the same decisions but for those with a margin below 1e-5.
+
+    `gradient` and `budget` are the tolerances of the gradients' norm and of the routers' own loss.
+    """
+    for a, b in zip(numbers(result), numbers(expected), strict=True):
+        where = f"{name}, step {a['step']}"
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6), where
+        assert a["budget_loss"] == pytest.approx(b["budget_loss"], rel=budget, abs=1e-9), where
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=gradient), where
+    differing = 0
+    steps = zip(decisions(result), decisions(expected), close_calls(expected), strict=True)
+    for number, (mine, reference, close) in enumerate(steps):
+        assert mine.keys() == reference.keys(), f"{name}: other samples or units in step {number}"
+        for key, kept in mine.items():
+            changed = kept ^ reference[key]
+            assert changed <= close.get(key, set()), f"{name}, step {number}, (unit, sample) {key}: {changed}"
+            differing += len(changed)
+    print(f"{name}: {differing} decisions with a margin below 1e-5 differ")

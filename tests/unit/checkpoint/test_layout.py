@@ -11,11 +11,12 @@ from megaroute.checkpoint.layout import RunRecord
 from megaroute.common.errors import CheckpointError
 
 MODEL = {"num_layers": 4, "hidden_size": 32}
+ROUTING = {"routing.router": "gumbel", "routing.unit": "layer", "routing.layers": [1, 2]}
 
 
 def record(step: int) -> RunRecord:
     return RunRecord(
-        step=step, samples=8 * step, tokens=256 * step, nonfinite=0, model=MODEL, routed_layers=[1, 2], layout="tp1"
+        step=step, samples=8 * step, tokens=256 * step, nonfinite=0, model=MODEL, routing=ROUTING, layout="tp1"
     )
 
 
@@ -121,25 +122,30 @@ def test_resolve_refuses_a_run_with_incomplete_checkpoints_only(write, root):
 
 
 def test_check_model_accepts_its_own_model(write):
-    layout.check_model(write(1), MODEL, [1, 2])
+    layout.check_model(write(1), MODEL, ROUTING)
 
 
 @pytest.mark.parametrize(
-    "model, routed, message",
+    "model, routing, message",
     [
         (
             {**MODEL, "hidden_size": 64},
-            [1, 2],
+            ROUTING,
             r"^model.hidden_size: checkpoint .* written with 32, this run has 64; use",
         ),
-        ({**MODEL, "head_dim": 8}, [1, 2], r"^model.head_dim: checkpoint .* written with None, this run has 8"),
-        ({"num_layers": 4}, [1, 2], r"^model.hidden_size: checkpoint .* written with 32, this run has None"),
-        (MODEL, [1, 3], r"^routing: checkpoint .* has routers on layers \[1, 2\], this run on \[1, 3\]"),
+        ({**MODEL, "head_dim": 8}, ROUTING, r"^model.head_dim: checkpoint .* written with None, this run has 8"),
+        ({"num_layers": 4}, ROUTING, r"^model.hidden_size: checkpoint .* written with 32, this run has None"),
+        (
+            MODEL,
+            {**ROUTING, "routing.layers": [1, 3]},
+            r"^routing.layers: checkpoint .* written with \[1, 2\], this run has \[1, 3\]; use routing.layers=\[1, 2\]",
+        ),
+        (MODEL, {**ROUTING, "routing.moe.experts": 8}, r"^routing.moe.experts: .* written with None, this run has 8"),
     ],
 )
-def test_check_model_names_the_key_that_differs(write, model, routed, message):
+def test_check_model_names_the_key_that_differs(write, model, routing, message):
     with pytest.raises(CheckpointError, match=message):
-        layout.check_model(write(1), model, routed)
+        layout.check_model(write(1), model, routing)
 
 
 def test_discard_removes_the_marker_first(monkeypatch, write):
@@ -171,8 +177,8 @@ def test_retain_keeps_the_newest_complete_ones(write, root, keep, left):
 DAMAGE = [
     ("run.json", "{", r"run.json cannot be read \(Expecting property name"),
     ("run.json", "[1]", r"run.json cannot be read \(it holds a list, not an object\)"),
-    ("run.json", '{"format": 1, "step": 2}', r"run.json cannot be read \(missing 6 required positional arguments"),
-    ("run.json", '{"format": 9}', r"run.json has format 9, this version of megaroute reads 1"),
+    ("run.json", '{"format": 2, "step": 2}', r"run.json cannot be read \(missing 6 required positional arguments"),
+    ("run.json", '{"format": 9}', r"run.json has format 9, this version of megaroute reads 2"),
     ("run.json", None, r"run.json cannot be read \(.*No such file"),
     ("cursor.json", "\x00", r"cursor.json cannot be read \(Expecting value"),
     ("cursor.json", "[1]", r"cursor.json cannot be read \(it holds a list"),

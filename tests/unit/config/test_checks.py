@@ -11,7 +11,17 @@ REFUSED = [
     (["parallel.pipeline=2", "parallel.virtual_pipeline=3"], None, None, "parallel.virtual_pipeline 3) = 2, must be 0"),
     (["parallel.virtual_pipeline=2"], None, None, "parallel.virtual_pipeline 2 needs parallel.pipeline > 1"),
     (["parallel.tensor=8"], None, None, "model.num_attention_heads 4 % parallel.tensor 8 = 4"),
-    (["parallel.tensor=2", "model.num_kv_heads=1"], None, None, "model.num_kv_heads 1 % parallel.tensor 2 = 1"),
+    (
+        [
+            *("parallel.tensor=6", "model.num_attention_heads=12", "model.num_kv_heads=4", "model.head_dim=8"),
+            *("model.ffn_hidden_size=96", "model.vocab_size=258"),
+        ],
+        *(None, None, "model.num_kv_heads 4 % parallel.tensor 6 = 4 and parallel.tensor 6 % model.num_kv_heads 4 = 2"),
+    ),
+    (
+        ["parallel.tensor=8", "model.num_attention_heads=8", "model.num_kv_heads=1", "model.head_dim=6"],
+        *(None, None, "(2 * model.num_kv_heads 1 * head width 6) % parallel.tensor 8 = 4, must be 0"),
+    ),
     (["parallel.tensor=2", "model.ffn_hidden_size=33"], None, None, "model.ffn_hidden_size 33 % parallel.tensor 2 = 1"),
     (["parallel.tensor=2", "model.vocab_size=257"], None, None, "model.vocab_size 257 % parallel.tensor 2 = 1"),
     (["parallel.sequence=true"], None, None, "parallel.sequence needs parallel.tensor > 1"),
@@ -87,6 +97,8 @@ def test_contradiction_is_refused_with_its_equation(small, overrides, world_size
         (["routing.router=dense", "routing.first_dense=9"], 1, "gloo"),
         (["optim.decay=inverse_square_root", "optim.warmup_steps=1"], 1, "gloo"),
         (["model.num_kv_heads=2", "parallel.tensor=2"], 2, "gloo"),
+        (["model.num_kv_heads=2", "parallel.tensor=4"], 4, "gloo"),
+        (["model.num_kv_heads=1", "parallel.tensor=2", "parallel.sequence=true"], 2, "gloo"),
         (["parallel.deallocate_pipeline_outputs=true", "parallel.pipeline=2"], 2, "gloo"),
     ],
     ids=str,

@@ -44,7 +44,9 @@ def test_row_numbers_types_and_spans():
         assert (row.sample, row.lane, row.state.made) == (j * 4 + 3, 3, j + 1)
         assert row.ids.dtype == np.int32 and row.ids.shape == (10,)
         at = 0
+        assert row.document_starts.dtype == np.int32 and row.document_starts.shape == (10,)
         for span in row.spans:
+            assert (row.document_starts[at : at + span.tokens] == at).all()
             ids = encode_letters(texts[span.shard][span.document])[span.offset : span.offset + span.tokens]
             assert row.ids[at : at + span.tokens].tolist() == ids
             assert (at in row.starts) == (span.offset == 0)

@@ -61,6 +61,15 @@ def test_batch_shapes_and_types(data):
     batch = open_stream(data, "train", dp_rank=1, dp_size=4).take(3)
     assert batch.samples.tolist() == [1, 5, 9] and batch.samples.dtype == np.int64
     assert batch.ids.shape == (3, 33) and batch.ids.dtype == np.int32
+    assert batch.starts.shape == (3, 32) and batch.starts.dtype == np.int32
+
+
+def test_starts_follow_the_ends_of_documents(data, tokenizer):
+    batch = open_stream(data, "train").take(40)
+    for ids, starts in zip(batch.ids.tolist(), batch.starts.tolist(), strict=True):
+        ends = [position for position, token in enumerate(ids[:-1]) if token == tokenizer.eod]
+        assert starts == [max((end + 1 for end in ends if end < position), default=0) for position in range(32)]
+    assert (batch.starts > 0).any()
 
 
 def test_one_epoch_has_the_text_of_every_document_once(data, tokenizer, train_documents):

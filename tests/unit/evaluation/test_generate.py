@@ -80,7 +80,7 @@ def test_greedy_text_is_the_argmax_of_the_plain_forward_pass(loaded):
             packed = micro_batch(len(context), routing)
             logits = loaded.model(torch.tensor([context]), None, None, packed_seq_params=packed)[0, -1]
         assert chosen == int(logits[: loaded.tokenizer.vocab_size].argmax())
-        assert executed == sum(int(routing.records[unit].keep_SB[-1, 0]) for unit in (1, 2, 3))
+        assert executed == sum(int(routing.records[unit].keep_SB[-1, 0]) for unit in (2, 4, 6))  # layers 1 to 3
         context.append(chosen)
 
 
@@ -88,6 +88,23 @@ def test_model_has_learned_what_its_text_says(loaded):
     # Random weights would give ids of pieces that the corpus hardly has.
     ids, _ = generate(loaded, PROMPT, 20, temperature=0)
     assert set(loaded.tokenizer.decode(ids)) <= set("abcdefghijklmnopqrstuvwxyz ")
+
+
+def test_within_documents_a_prompt_is_served_as_it_was_trained(loaded):
+    """The logits of a prompt are those of the same text packed behind another document."""
+    config = loaded.config.model_copy(
+        update={"data": loaded.config.data.model_copy(update={"attend_across_documents": False})}
+    )
+    text, other = loaded.tokenizer.encode(PROMPT), [5, 6, 7, 8, loaded.tokenizer.eod]
+    served, _ = generate_module._last_logits(replace(loaded, config=config), [loaded.tokenizer.eod, *text])
+    starts = torch.tensor([0] * 5 + [5] * len(text), dtype=torch.int32)[:, None]
+    with torch.no_grad():
+        tokens = torch.tensor([[*other, *text]])
+        packed = micro_batch(tokens.shape[1], RoutingContext(), starts)
+        trained = loaded.model(tokens, None, None, packed_seq_params=packed)[0, -1]
+    torch.testing.assert_close(served, trained.float(), rtol=1e-4, atol=1e-4)
+    across, _ = generate_module._last_logits(loaded, [loaded.tokenizer.eod, *text])
+    assert (across - served).abs().max() > 1e-2
 
 
 def test_context_keeps_the_last_tokens_that_fit(monkeypatch, loaded):

@@ -11,7 +11,7 @@ from megaroute.metrics.records import EventRecord
 
 
 def log_sink(**changes):
-    values = {"every": 5, "start_step": 0, "steps": 20, "layers": (2, 3), "device": "cpu", "precision": "fp32"}
+    values = {"every": 5, "start_step": 0, "steps": 20, "units": ("2", "3 mlp"), "device": "cpu", "precision": "fp32"}
     return LogSink(**{**values, "devices": 2, **changes})
 
 
@@ -28,14 +28,18 @@ def test_lines_come_at_the_first_step_every_interval_and_the_last(logged, train_
 
 def test_the_line_holds_the_numbers(logged, train_record):
     sink = log_sink()
-    sink.train(train_record(1, loss=2.5, grad_norm=0.8125, density=(0.25, 0.75), lr=3e-4, executed_flops=6e11))
+    sink.train(
+        train_record(
+            1, loss=2.5, grad_norm=0.8125, density=(0.25, 0.75), lr=3e-4, executed_flops=6e11, dense_flops=8e11
+        )
+    )
     assert messages(logged)[0].split(" | ") == [
         "step 1/20",
         "loss 2.5000",
         "grad norm 0.812",
         "8.19k tokens/s",
-        "1.2 TFLOP/s executed",
-        "density 0.500 (L2 0.25, L3 0.75)",
+        "1.2 TFLOP/s executed, 1.6 dense-equivalent",
+        "density 0.500 (L2 0.25, L3 mlp 0.75)",
         "lr 3.00e-04",
         "eta 10s",
     ]
@@ -46,15 +50,37 @@ def test_speed_is_the_mean_of_the_interval_over_time(logged, train_record):
     sink.train(train_record(11))
     sink.train(train_record(12, seconds=1.0, tokens_per_second=1000.0, executed_flops=1e12))
     sink.train(train_record(15, seconds=3.0, tokens_per_second=3000.0, executed_flops=7e12))
-    assert "2.5k tokens/s | 2 TFLOP/s executed" in messages(logged)[1]
+    assert "2.5k tokens/s | 2 TFLOP/s executed, 0.004 dense-equivalent" in messages(logged)[1]
     assert messages(logged)[1].endswith("eta 10s")
 
 
 def test_utilisation_is_shown_where_the_device_is_known(logged, train_record):
     log_sink(device="NVIDIA A100-SXM4-80GB", precision="bf16", devices=4).train(
-        train_record(1, seconds=1.0, executed_flops=312e12)
+        train_record(1, seconds=1.0, executed_flops=312e12, dense_flops=416e12)
     )
-    assert "MFU 25.0 %" in messages(logged)[0]
+    assert "MFU 25.0 % executed, 33.3 % dense-equivalent" in messages(logged)[0]
+
+
+def test_a_dense_model_has_one_rate(logged, train_record):
+    log_sink(device="NVIDIA A100-SXM4-80GB", precision="bf16", devices=4, units=()).train(
+        train_record(1, seconds=1.0, executed_flops=312e12, dense_flops=312e12, density=())
+    )
+    assert "| 312 TFLOP/s executed | MFU 25.0 % executed | no routed unit" in messages(logged)[0]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, ""),
+        ({"overflow": (0, 0), "load": {"ranks": 1.004}}, ""),
+        ({"overflow": (4, 0), "load": {"ranks": 1.0}}, " | overflow 2.0 %"),
+        ({"overflow": (0, 0), "load": {"ranks": 1.126}}, " | load max/mean 1.13"),
+    ],
+)
+def test_load_and_overflow_are_said_when_there_is_something_to_say(logged, train_record, changes, said):
+    # 100 tokens a step and 2 units.
+    log_sink().train(train_record(1, seconds=0.5, tokens_per_second=200.0, **changes))
+    assert f"L3 mlp 0.55){said} | lr" in messages(logged)[0]
 
 
 def test_a_skipped_update_is_said(logged, train_record):
@@ -73,15 +99,15 @@ def test_validation_and_events_are_logged(logged, valid_record):
 
 
 @pytest.mark.parametrize(
-    "layers, density, text",
+    "units, density, text",
     [
-        ((), (), "no routed layer"),
-        ((4,), (0.5,), "density 0.500 (L4 0.50)"),
-        (tuple(range(9)), (0.1,) * 8 + (1.0,), "density 0.200 (0.10 to 1.00)"),
+        ((), (), "no routed unit"),
+        (("4",), (0.5,), "density 0.500 (L4 0.50)"),
+        (tuple(map(str, range(9))), (0.1,) * 8 + (1.0,), "density 0.200 (0.10 to 1.00)"),
     ],
 )
-def test_density_text(layers, density, text):
-    assert density_text(layers, density) == text
+def test_density_text(units, density, text):
+    assert density_text(units, density) == text
 
 
 def test_log_lines_are_written_above_the_bar(monkeypatch, train_record):

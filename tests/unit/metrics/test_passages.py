@@ -6,13 +6,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from megaroute.config.units import Unit
 from megaroute.metrics import passages
 from megaroute.metrics.grid import EXECUTED, MOST_PER_BAND, grid
-from megaroute.metrics.trace import Passage, Trace, read_trace
+from megaroute.metrics.trace import Passage, Trace, parse_label, read_trace
 
 
 def trace_of(num_layers, routed, *given):
-    return Trace(step=1, num_layers=num_layers, routed_layers=routed, density_target=0.5, passages=given)
+    units = tuple(parse_label(str(label)) for label in routed)
+    return Trace(step=1, num_layers=num_layers, units=units, density_target=0.5, passages=given)
 
 
 def luminance(colour):
@@ -86,6 +88,31 @@ def test_the_grid_marks_exactly_the_executed_cells():
     assert "60 %" in svg and "40 %" in svg and "100 %" in svg
 
 
+def test_branches_have_rows_of_their_own():
+    keep = ((True, False, True), (False, False, True), (True, True, False))
+    passage = Passage(tuple("abc"), keep, (None,) * 3)
+    trace = trace_of(3, ("1 attention", "1 mlp", "2 mlp"), passage)
+    svg = grid(trace, passage, list("abc"))
+    # Rows: L0, L1 attention, L1 mlp, L2 attention (no router), L2 mlp.
+    assert sorted(executed_cells(svg, 5)) == [(1, 0), (1, 2), (2, 2), (4, 0), (4, 1)]
+    root = ElementTree.fromstring(svg)
+    labels = [text.text for text in root.iter("text") if text.get("class") == "end"]
+    assert labels == ["L0", "L1 attention", "L1 mlp", "L2 attention", "L2 mlp"]
+    first = passages.view(trace, passage).tokens[1]
+    assert first.title == '"b": 4 of 6 branches, skipped 1 attention, 1 mlp'
+    assert list(passages.colours(trace)) == [3, 4, 5, 6]
+    assert "routed branches executed 55.6 % of them" in passages.view(trace, passage).heading
+
+
+def test_a_trace_names_its_units(tmp_path, trace_json):
+    del trace_json["routed_layers"]
+    path = tmp_path / "routing_trace.json"
+    path.write_text(json.dumps({**trace_json, "units": ["2 attention", "2 mlp"]}))
+    trace = read_trace(path)
+    assert trace.units == (Unit(2, "attention"), Unit(2, "mlp"))
+    assert (trace.by_branch, trace.counted, trace.total) == (True, "branches", 8)
+
+
 def test_a_long_passage_is_cut_into_bands():
     length = 2 * MOST_PER_BAND + 1
     passage = Passage(("a",) * length, ((True,) * length,), (None,) * length)
@@ -102,7 +129,8 @@ def test_a_trace_is_read(tmp_path, trace_json):
     path = tmp_path / "routing_trace.json"
     path.write_text(json.dumps(trace_json))
     trace = read_trace(path)
-    assert (trace.num_layers, trace.routed_layers, trace.density_target) == (4, (2, 3), 0.5)
+    assert (trace.num_layers, trace.density_target) == (4, 0.5)
+    assert trace.units == (Unit(2, "layer"), Unit(3, "layer"))
     assert trace.passages[0].keep == ((True, False, False, True), (True, True, False, False))
     assert trace.passages[0].loss == (2.5, 0.25, None, None)
 
@@ -112,7 +140,9 @@ def test_a_trace_is_read(tmp_path, trace_json):
     [
         ({"format": 2}, "format is 2"),
         ({"routed_layers": [2, 4]}, "not all in a model of 4 layers"),
-        ({"routed_layers": [2]}, "1 routed layers"),
+        ({"units": ["2", "4 mlp"]}, "4 mlp are not all in a model of 4 layers"),
+        ({"units": ["2", "3 head"]}, "not '3 head'"),
+        ({"routed_layers": [2]}, "1 routed units"),
         ({"passages": [{"tokens": ["a"], "keep": [[1, 0], [1]], "loss": [1.0]}]}, "decisions"),
         ({"passages": [{"tokens": ["a"], "keep": [[1], [1]], "loss": [1.0, 2.0]}]}, "2 losses"),
         ({"passages": 3}, "not a routing trace"),

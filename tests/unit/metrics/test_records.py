@@ -63,6 +63,26 @@ def test_what_is_not_a_record_is_refused(line):
         from_json(line)
 
 
+def test_what_an_earlier_version_did_not_write_has_its_default(train_record):
+    raw = json.loads(to_json(train_record()))
+    for name in ("flops", "rows", "overflow", "overflow_flops", "load"):
+        del raw[name]
+    assert from_json(json.dumps(raw)) == train_record()
+    assert from_json(json.dumps(raw)).overflow_share == 0.0
+
+
+def test_load_and_flops_load_back_equal(train_record):
+    load = {"ranks": 1 / 3, "units": (1.0, 1.5), "stages": (10.5, 20.0)}
+    record = train_record(flops={"mlp": 1e9 / 3}, rows=(3, 4), overflow=(1, 2), overflow_flops=0.1, load=load)
+    assert from_json(to_json(record)) == record
+
+
+def test_overflow_is_told_per_token(train_record):
+    record = train_record(seconds=0.5, tokens_per_second=200.0, overflow=(30, 10))
+    assert record.step_tokens == 100
+    assert record.overflow_share == 0.2
+
+
 def test_a_missing_value_is_named(train_record):
     raw = json.loads(to_json(train_record()))
     del raw["grad_norm"]

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 
 from megaroute.common.errors import UserError
-from megaroute.metrics import drawing, summary
+from megaroute.metrics import drawing, formats, routing_view, summary
 from megaroute.metrics.records import EventRecord, to_json
 from megaroute.metrics.report import write_report
 from megaroute.metrics.run_view import RunView
@@ -183,6 +184,121 @@ def test_many_layers_become_a_heat_map(tmp_path, train_record):
     assert "White is on target" in text
 
 
+def routed_run(run_dir, train_record, routing, units, num_layers=4, **changes):
+    """Files of a run of 30 steps with a routing section."""
+    config = {"run": {"name": "routed"}, "model": {"num_layers": num_layers}, "routing": routing}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    start = EventRecord(kind="start", step=0, attempt=1, message="started", values={"units": units})
+    recorded = {
+        "flops": {"mlp": 4e9, "attention": 1.5e9, "padding": 0.5e9},
+        "rows": tuple(2100 for _ in units),
+        "overflow": tuple(41 for _ in units),
+        "overflow_flops": 3e8,
+        "load": {"ranks": 1.25, "units": tuple(1.5 for _ in units), "stages": (30.0, 10.0)},
+    }
+    density = tuple(0.5 for _ in units)
+    records = [train_record(step, density=density, **{**recorded, **changes}) for step in range(1, 31)]
+    return only_metrics(run_dir, [start, *records])
+
+
+def table_cells(text):
+    """Rows of the table of units."""
+    table = re.search(r'<table class="numbers">(.*?)</table>', text, flags=re.DOTALL).group(1)
+    rows = re.findall(r"<tr>(.*?)</tr>", table, flags=re.DOTALL)
+    return [re.findall(r"<td>(.*?)</td>", row) for row in rows[1:]]
+
+
+def test_every_unit_has_its_row(tmp_path, train_record):
+    routing = {"unit": "separate", "layers": [1, 3], "densities": [0.25, 0.75]}
+    units = ["1 attention", "1 mlp", "3 attention", "3 mlp"]
+    text = report(routed_run(tmp_path, train_record, routing, units))
+    # 4096 tokens a step.
+    shared = ["50.0 %", "none", "51.3 %", "1.0 %", "1.500"]
+    assert table_cells(text) == [
+        ["layer 1, attention", "25.0 %", *shared],
+        ["layer 1, mlp", "25.0 %", *shared],
+        ["layer 3, attention", "75.0 %", *shared],
+        ["layer 3, mlp", "75.0 %", *shared],
+    ]
+    page = Page(text)
+    assert "2 of 4 layers carry a router (1, 3), attention and MLP each their own" in page.text
+    assert "target density 25.0 % to 75.0 %" in page.text
+
+
+def test_an_annealed_target_is_a_line_over_time(tmp_path, train_record):
+    routing = {"layers": [1, 2], "density_anneal": {"start": 1.0, "steps": 10, "after": 5}}
+    run = RunView.open(routed_run(tmp_path, train_record, routing, ["1", "2"]))
+    assert run.targets(1) == run.targets(6) == (1.0, 1.0)
+    assert run.targets(11) == (0.75, 0.75)
+    assert run.targets(16) == run.targets() == (0.5, 0.5)
+    text = report(tmp_path)
+    assert table_cells(text)[0][:3] == ["layer 1", "100.0 % to 50.0 %", "50.0 %"]
+    assert "target density 50.0 %, from 100.0 % in steps 5 to 15" in Page(text).text
+
+
+def test_many_units_with_several_targets_have_a_heat_map(tmp_path, train_record):
+    routing = {"unit": "separate", "densities": [0.2, 0.3, 0.5, 0.5, 0.75]}
+    units = [f"{layer} {part}" for layer in range(5) for part in ("attention", "mlp")]
+    run = RunView.open(routed_run(tmp_path, train_record, routing, units, num_layers=5))
+    assert run.targets() == (0.2, 0.2, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75)
+    text = report(tmp_path)
+    assert "White is on target" in Page(text).text
+    # What is drawn is the distance from the targets, which goes both ways.
+    assert "\N{MINUS SIGN}100%" in text or "-100%" in text
+
+
+@pytest.mark.parametrize("router", ["highway", "moe"])
+def test_what_computes_everything_has_no_target(tmp_path, train_record, router):
+    run = RunView.open(routed_run(tmp_path, train_record, {"router": router, "unit": "mlp"}, ["1 mlp", "2 mlp"]))
+    assert run.targets() == run.targets(3) == (None, None)
+    assert "target" not in summary.shape(run)[1].value
+    assert [row[1] for row in table_cells(report(tmp_path))] == ["none", "none"]
+
+
+def test_the_arithmetic_is_told_by_part(tmp_path, train_record):
+    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
+    facts = {fact.label: fact for fact in routing_view.arithmetic(run)}
+    assert facts["MLP"].value == formats.si(4e9 / 4096, "FLOP")
+    assert facts["MLP"].note == "66.7 % of executed"
+    assert facts["thrown away"].note == "8.3 % of executed"
+    assert facts["executed"].note == "75.0 % of dense"
+    assert facts["overflow"].value == formats.si(3e8 / 4096, "FLOP")
+    parts = [facts[name] for name, _ in drawing.PARTS.values()]
+    assert sum(float(fact.note.split()[0]) for fact in parts) == pytest.approx(100.0, abs=0.2)
+
+
+def test_load_and_overflow_are_shown_where_there_is_any(tmp_path, train_record):
+    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"])
+    page = Page(report(run_dir))
+    assert "Load of the ranks" in page.text and "Rows that the routers wanted" in page.text
+    assert "Ranks 1.250" in page.text and "Stages 75.0 %, 25.0 %" in page.text
+    even = {"ranks": 1.0, "units": (1.0, 1.0), "stages": (20.0,)}
+    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"], overflow=(0, 0), load=even)
+    page = Page(report(run_dir))
+    assert "Load of the ranks" not in page.text and "Rows that the routers wanted" not in page.text
+    assert "Ranks 1.000" in page.text and "Stages" not in page.text
+
+
+def test_a_run_of_an_earlier_version_says_what_it_did_not_record(finished_page):
+    assert table_cells(finished_page)[0] == [
+        "layer 2",
+        "50.0 %",
+        "50.0 %",
+        "48.0 %",
+        "not recorded",
+        "not recorded",
+        "not recorded",
+    ]
+    assert "Where the arithmetic went" not in finished_page
+
+
+def test_of_many_alarms_the_first_are_listed(tmp_path):
+    events = [EventRecord(kind="alarm", step=step, attempt=1, message=f"alarm {step}.") for step in range(1, 21)]
+    page = Page(report(only_metrics(tmp_path, events)))
+    assert "Step 12: alarm 12." in page.text and "alarm 13." not in page.text
+    assert "8 more are in metrics.jsonl." in page.text
+
+
 def test_what_is_not_finite_leaves_a_gap(tmp_path, train_record):
     nan = float("nan")
     records = [train_record(1), train_record(2, loss=nan, grad_norm=nan, skipped_update=True, nonfinite=1)]
@@ -211,9 +327,12 @@ def test_results_are_means_of_the_last_tenth(finished_run):
 
 
 def test_utilisation_uses_the_devices_of_the_start(finished_run):
-    share = 100 * (6e9 / 0.5) / (4 * 66.9e12)
-    notes = " ".join(fact.note for fact in summary.results(RunView.open(finished_run)))
-    assert f"{share:.1f} % of the devices' peak (MFU)" in notes
+    executed, dense = (100 * (flops / 0.5) / (4 * 66.9e12) for flops in (6e13, 8e13))
+    path = finished_run / "metrics.jsonl"
+    path.write_text(path.read_text().replace("6000000000.0", "6e13").replace("8000000000.0", "8e13"))
+    facts = {fact.label: fact for fact in summary.results(RunView.open(finished_run))}
+    assert facts["Utilisation"].value == f"{executed:.1f} %"
+    assert f"on executed FLOPs; {dense:.1f} % on dense-equivalent FLOPs" in facts["Utilisation"].note
 
 
 def test_thin_keeps_the_spikes():

@@ -72,18 +72,24 @@ def test_tensorboard_without_deepspeed_communication(tmp_path, train_record, val
     from deepspeed.comm import comm
 
     before = comm.cdb
-    sink = TensorBoardSink(tmp_path, attempt=2, layers=(2, 3), every=2)
+    sink = TensorBoardSink(tmp_path, attempt=2, units=("2", "3 mlp"), every=2)
     for step in (1, 2, 3, 4):
-        sink.train(train_record(step, density=(0.25, 0.75), loss=math.inf if step == 4 else 0.5))
+        loss = math.inf if step == 4 else 0.5
+        recorded = {} if step == 4 else {"overflow": (1, 2), "flops": {"mlp": 3e9}, "load": {"ranks": 1.5}}
+        sink.train(train_record(step, density=(0.25, 0.75), loss=loss, **recorded))
     sink.valid(valid_record(4, bits_per_byte=1.25))
     sink.close()
     assert comm.cdb is before
 
     written = scalars(tmp_path / "attempt-2")
     assert written["loss/train"] == [(2, 0.5), (4, math.inf)]
-    assert written["density/layer_03"] == [(2, 0.75), (4, 0.75)]
+    assert written["density/layer_03_mlp"] == [(2, 0.75), (4, 0.75)]
     assert written["speed/executed_share"] == [(2, 0.75), (4, 0.75)]
     assert written["loss/valid_bits_per_byte"] == [(4, 1.25)]
+    assert written["density/layer_02"] == [(2, 0.25), (4, 0.25)]
+    assert written["overflow/layer_03_mlp"] == [(2, 2.0)]
+    assert written["flops/mlp"] == [(2, 3e9)]
+    assert written["load/max_over_mean"] == [(2, 1.5)]
 
 
 def test_tensorboard_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
@@ -96,4 +102,4 @@ def test_tensorboard_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_tensorboard)
     with pytest.raises(ConfigError, match=r"^metrics\.tensorboard .*metrics\.tensorboard=false$"):
-        TensorBoardSink(tmp_path, attempt=1, layers=())
+        TensorBoardSink(tmp_path, attempt=1, units=())

@@ -10,7 +10,7 @@ from megaroute.metrics.writer import MetricsWriter
 
 
 def writer(run_dir, config, **changes):
-    values = {"start_step": 0, "attempt": 1, "device_name": "cpu", "world_size": 4, "layers": (2, 3)}
+    values = {"start_step": 0, "attempt": 1, "device_name": "cpu", "world_size": 4, "units": ("2", "3")}
     return MetricsWriter(run_dir, config, **{**values, **changes})
 
 
@@ -33,7 +33,7 @@ def test_a_start_tells_of_the_machine(tmp_path, run_config, logged):
     metrics.event(EventRecord(kind="stop", step=0, attempt=1, message="stop"))
     metrics.close()
     start, stop = read_history(tmp_path / "metrics.jsonl").events
-    assert start.values == {"device": "cpu", "world_size": 4, "routed_layers": (2, 3), "parameters": 5}
+    assert start.values == {"device": "cpu", "world_size": 4, "units": ("2", "3"), "parameters": 5}
     assert stop.values == {}
 
 

@@ -1,6 +1,8 @@
 """Models of one process."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from megatron.core.models.gpt import GPTModel
@@ -10,6 +12,8 @@ from megaroute.model.build import build_chunks
 from megaroute.parallel.dims import ParallelDims
 from megaroute.parallel.groups import bring_up
 from megaroute.platform import device
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from megaroute.model.build import routers
 from megaroute.model.initialise import initialise
 
 WIDE = ["model.hidden_size=256", "model.ffn_hidden_size=256", "model.vocab_size=512"]
@@ -77,10 +78,10 @@ def test_matrices_have_the_standard_deviation_of_their_kind(build, tiny):
 def test_router_logits_spread_as_asked(build, tiny):
     model = build(tiny(*WIDE, "routing.init_logit_std=1.5"))
     h_SBH = torch.randn(2000, 1, 256, generator=torch.Generator().manual_seed(0))
-    routers = [layer.router for layer in model.decoder.layers if hasattr(layer, "router")]
-    assert len(routers) == 3
-    for router in routers:
-        logits = router(h_SBH)
+    found = list(routers([model]).values())
+    assert len(found) == 3
+    for router in found:
+        logits = router.logits(h_SBH)
         # Of one draw of 256 weight differences: 1 / sqrt(2 * 256) = 4.4 % standard error; tokens add 1.6 %.
         assert logits.std().item() == pytest.approx(1.5, rel=0.2)
         assert abs((logits > 0).float().mean().item() - 0.5) < 0.05

@@ -1,94 +1,108 @@
-"""tools/bench.py: what its table says, not how fast the machine is."""
+"""tools/bench.py: its command line and how it prints; what the benchmarks measure is tested beside."""
 
-import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-SHAPE = ["--hidden", "32", "--heads", "4", "--kv-heads", "2", "--ffn", "48", "--sequence", "40", "--batch", "2"]
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
+
+import bench
+from benchmarks.common import as_table, environment, medians, milliseconds
+
+from megaroute.platform import device
+
+TOOLS = Path(__file__).parents[3] / "tools"
+TINY = ["--hidden", "32", "--heads", "4", "--sequence", "16", "--batch", "1", "--repeat", "1", "--units", "mlp"]
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tool_bench", ROOT / "tools" / "bench.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def test_json_is_one_object_per_line(monkeypatch, capsys):
+    rows = [{"density": 1.0, "environment": {"load": 0.5}}, {"density": 0.5, "environment": {"load": 0.5}}]
+    monkeypatch.setattr(bench.BENCHMARKS["layer"], "main", lambda arguments: rows)
+    assert bench.main(["layer", "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert bench.main(["layer"]) == 0
+    assert "density" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def config(bench: ModuleType) -> Any:
-    return bench.layer_config(bench.parse_arguments(["layer", *SHAPE]))
-
-
-@pytest.fixture(scope="module")
-def report(bench: ModuleType, config: Any, one_process: None) -> Any:
-    return bench.measure(config, batch=2, densities=[1.0, 0.5, 0.01], repeat=3)
-
-
-def test_floor_is_that_of_the_formula(bench, config):
-    import torch
-
-    keep_SB = torch.zeros(40, 2, dtype=torch.bool)
-    keep_SB[0, 0] = keep_SB[9, 1] = True
-    key_value = 2 * 32 * 2 * 2 * 8
-    executed = 2 * 32 * 32 * 2 + 3 * 2 * 32 * 48
-    pair = 4 * 4 * 8
-    assert bench.layer_flops(config.model, keep_SB) == 80 * key_value + 2 * executed + (1 + 10) * pair
-
-
-def test_each_row_executes_its_density(report):
-    assert [row.executed for row in report.rows] == [80, 40, 1]
-    floors = [row.floor for row in report.rows]
-    assert floors == sorted(floors, reverse=True) and floors[0] == 1
-    assert 2 * 32 * 2 * 2 * 8 / (2 * 32 * 2 * 2 * 8 + 2 * 32 * 32 * 2 + 6 * 32 * 48 + 20.5 * 128) < floors[-1] < 0.25
-
-
-def test_ratios_are_those_of_the_printed_times(report):
-    assert report.dense_ms > 0
-    for row in report.rows:
-        assert row.ms > 0
-        assert row.ratio == pytest.approx(row.ms / report.dense_ms)
-        assert row.ratio_to_floor == pytest.approx(row.ratio / row.floor)
-        assert row.computed > row.floor  # the router, and pairs that a block masks out
-
-
-def test_table_has_a_line_for_the_dense_layer_and_each_density(bench, report):
-    lines = bench.as_table(report).splitlines()
-    header = next(index for index, line in enumerate(lines) if line.split()[:1] == ["density"])
-    assert lines[header].split() == ["density", "executed", "ms", "ratio", "floor", "computed", "ratio/floor"]
-    table = [line.split() for line in lines[header + 1 :]]
-    assert [line[0] for line in table] == ["dense", "1", "0.5", "0.01"]
-    assert [line[5] for line in table[1:]] == [f"{row.computed:.3f}" for row in report.rows]
-
-
-def test_json_says_what_was_measured_where_and_when(bench, report):
-    found = json.loads(bench.as_json(report))
-    assert found.keys() == {
-        "benchmark", "date", "hardware", "threads", "versions", "shape", "repeat", "dense_ms", "rows"
-    }  # fmt: skip
-    assert found["hardware"].keys() == {"cpu", "cores", "load"}
-    assert found["versions"].keys() == {"megaroute", "python", "torch", "megatron-core"}
-    assert found["shape"] == {"hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "sequence": 40, "batch": 2}
-    assert found["rows"][1]["density"] == 0.5
-    assert found["rows"][1]["ratio_to_floor"] == report.rows[1].ratio_to_floor
-
-
-@pytest.mark.parametrize("densities", ["0", "1.5", "0.5,-1", "half"])
-def test_impossible_densities_are_refused(bench, densities, capsys):
+@pytest.mark.parametrize("subcommand", bench.BENCHMARKS)
+def test_every_subcommand_explains_itself(subcommand, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.parse_arguments(["layer", "--densities", densities])
+        bench.parse_arguments([subcommand, "--help"])
+    assert stop.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_runs_from_any_folder(tmp_path):
+    command = [sys.executable, str(TOOLS / "bench.py"), "layer", *TINY, "--densities", "0.5", "--json"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(TOOLS.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["unit"], row["mode"], row["density"]) for row in rows] == [
+        ("mlp", "exact", 0.5),
+        ("mlp", "capacity", 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--hidden", "100", "--heads", "3"], "hidden_size 100 % num_attention_heads 3 = 1, must be 0"),
+        (["--repeat", "0"], "--repeat"),
+        (["--sequence", "0"], "--sequence"),
+    ],
+    ids=["heads", "repeat", "sequence"],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(options, named, capsys):
+    assert bench.main(["layer", *options]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--densities", "0"), ("--densities", "1.5"), ("--densities", "0.5,-1"), ("--units", "head"), ("--modes", "fast")],
+)
+def test_impossible_values_are_refused(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.parse_arguments(["layer", option, value])
     assert stop.value.code == 2
-    assert densities in capsys.readouterr().err
+    assert value in capsys.readouterr().err
 
 
-def test_impossible_shape_is_refused_in_a_sentence(bench, capsys):
-    assert bench.main(["layer", "--hidden", "100", "--heads", "3"]) == 2
-    assert "hidden_size 100 % num_attention_heads 3 = 1, must be 0" in capsys.readouterr().err
+def test_table_puts_what_is_the_same_everywhere_above(capsys):
+    where = {"threads": 1, "load": 0.25}
+    rows = [
+        {"unit": "layer", "density": 1.0, "ms": 123.456, "environment": where, "rows": [1, 2]},
+        {"unit": "layer", "density": 0.5, "ms": None, "environment": where, "rows": [3, 4]},
+    ]
+    lines = as_table(rows).splitlines()
+    assert lines[:3] == ["unit: layer", "environment: threads 1, load 0.250", ""]
+    assert [line.split() for line in lines[3:]] == [["density", "ms"], ["1.000", "123.5"], ["0.500", "-"]]
+    assert as_table(rows[:1]).splitlines()[-1].split() == ["layer", "1.000", "123.5"]
+
+
+def test_environment_says_where_and_when():
+    found = environment(device.resolve("cpu"))
+    assert found.keys() == {
+        "date", "device", "cores", "threads", "load", "megaroute", "python", "torch", "megatron-core"
+    }  # fmt: skip
+    json.dumps(found)
+
+
+def test_clock_counts_what_the_processor_does():
+    cpu = device.resolve("cpu")
+    short, long = (
+        min(milliseconds(lambda count=count: sum(range(count)), cpu) for _ in range(3)) for count in (10_000, 3_000_000)
+    )
+    assert 0 <= short < long
+    assert medians([(1.0, 5.0), (2.0, 4.0), (9.0, 0.0)]) == [2.0, 4.0]

@@ -53,6 +53,19 @@ def test_cut_gives_every_micro_batch_its_rows_targets_and_context(tiny):
     stream.close()
 
 
+def test_starts_of_documents_go_to_the_layers_where_attention_stays_within(tiny):
+    config = tiny("train.micro_batch=2", "data.attend_across_documents=false")
+    stream = open_stream(config.data, "train")
+    batch = stream.take(6)
+    stream.close()
+    micros = cut(config, device.resolve("cpu"), batch, batch.samples, step=0)
+    starts = torch.cat([micro.info.starts_SB for micro in micros], 1)
+    assert starts.dtype == torch.int32 and starts.is_contiguous()
+    assert torch.equal(starts.T, torch.from_numpy(batch.starts))
+    across = cut(tiny(), device.resolve("cpu"), batch, batch.samples, step=0)
+    assert all(micro.info.starts_SB is None for micro in across)
+
+
 def test_a_stage_that_reads_no_tokens_gets_the_same_context(tiny):
     config = tiny("train.micro_batch=2")
     micros = cut(config, device.resolve("cpu"), None, np.arange(10, 14), step=0)

@@ -11,6 +11,7 @@ import pytest
 
 from megaroute.checkpoint import layout
 from megaroute.common.errors import CheckpointError, ConfigError, DataError, LaunchError
+from megaroute.config.sizes import routing_shape
 from megaroute.data.cursor import data_identity, merge_parts
 from megaroute.data.stream import open_stream
 from megaroute.training import preflight
@@ -28,7 +29,7 @@ def write_checkpoint(config, step=2):
     cursor = merge_parts([stream.cursor_part()], samples, data_identity(config.data)).to_json()
     stream.close()
     model = config.model.model_dump(mode="json")
-    record = layout.RunRecord(step, samples, 32 * samples, 0, model, list(config.routed_layers), "tp1")
+    record = layout.RunRecord(step, samples, 32 * samples, 0, model, routing_shape(config.model, config.routing), "tp1")
     layout.finish(path, record, cursor)
     return path
 
@@ -111,7 +112,8 @@ def test_resume_false_is_refused_while_there_are_checkpoints(tiny):
     [
         ("model.hidden_size=64", "model.hidden_size: checkpoint"),
         ("model.rope_base=500", "model.rope_base: checkpoint"),
-        ("routing.first_dense=2", "routing: checkpoint"),
+        ("routing.first_dense=2", "routing.layers: checkpoint"),
+        ("routing.router=random", "routing.router: checkpoint"),
         ("data.sequence_length=16", "data.sequence_length: the checkpoint's data cursor"),
         ("data.lanes=4", "data.lanes: the checkpoint's data cursor"),
         ("data.seed=4", "data.seed: the checkpoint's data cursor"),

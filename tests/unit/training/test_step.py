@@ -66,11 +66,13 @@ def test_step_reports_what_it_did(advance, parts):
     assert totals.loss == pytest.approx(5.77, abs=0.3)  # ln 320 for a model that knows nothing
     assert len(totals.kept) == len(totals.rows) == len(totals.pairs) == 3
     records = [micro.info.routing.records for micro in result.micros]
-    for index, unit in enumerate((1, 2, 3)):
-        assert totals.kept[index] == sum(int(micro[unit].keep_SB.sum()) for micro in records)
-        assert parts.routed[unit].router.state.density.item() == pytest.approx(totals.density[index])
+    for index, unit in enumerate(parts.config.units):
+        assert totals.kept[index] == sum(int(micro[unit.key].keep_SB.sum()) for micro in records)
+        assert parts.routers[unit].state.density.item() == pytest.approx(totals.density[index])
     assert result.budget_loss == pytest.approx(0.1 * sum((d - 0.5) ** 2 for d in totals.density))
     assert 0 < result.executed_flops < result.dense_flops
+    assert sum(result.flops.parts.values()) == result.executed_flops
+    assert result.load.ranks == 1.0 and result.load.stages == (8 * 32 + sum(totals.rows),)
 
 
 def test_wish_to_stop_comes_back_from_the_reduction(parts):

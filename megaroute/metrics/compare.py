@@ -1,0 +1,148 @@
+"""Several runs side by side: the words and numbers of the comparison."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megaroute.metrics import summary
+from megaroute.metrics.formats import percent, si
+from megaroute.metrics.routing_view import UNRECORDED
+from megaroute.metrics.run_view import RunView
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs under names that tell them apart."""
+
+    runs: tuple[RunView, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[RunView]) -> "Comparison":
+        """Runs that have the same name are told apart by their directories."""
+        names = [run.name for run in runs]
+        if len(set(names)) < len(names):
+            folders = [str(run.directory.resolve()) for run in runs]
+            common = os.path.commonpath(folders)
+            names = [f"{name} ({os.path.relpath(at, common)})" for name, at in zip(names, folders, strict=True)]
+        return cls(tuple(runs), tuple(names))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: a property, and its value in each run."""
+
+    label: str
+    values: tuple[str, ...]
+
+
+def table(comparison: Comparison) -> list[Line]:
+    """What was run and what came out; a property that no run has is left out."""
+    runs = comparison.runs
+    first = _bits(runs[0])
+    columns: dict[str, Callable[[RunView], str]] = {
+        **{fact: _fact_of(summary.shape, fact) for fact in ("Model", "Routing", "Layout", "Batch")},
+        "Steps": lambda run: f"{run.steps_done:,}",
+        "Tokens": lambda run: si(run.history.train[-1].tokens) if run.history.train else "",
+        "Executed FLOPs": lambda run: si(executed_flops(run), "FLOP") if run.history.train else "",
+        "Executed FLOPs per token": _per_token,
+        "Executed arithmetic": _fact_of(summary.results, "Arithmetic executed"),
+        "Training loss": _fact_of(summary.results, "Training loss"),
+        "Validation": lambda run: _validation(run, first),
+        "Density": _fact_of(summary.results, "Density"),
+        "Overflow per token": _overflow,
+        "Load, maximum over mean": _load,
+        "Speed": _fact_of(summary.results, "Speed"),
+        "FLOP/s": _rate,
+        "Utilisation": _fact_of(summary.results, "Utilisation"),
+        "Alarms": lambda run: str(len(summary.alarms(run))),
+        "Updates left out": lambda run: str(sum(r.skipped_update for r in run.history.train)),
+    }
+    lines = [Line(label, tuple(value(run) for run in runs)) for label, value in columns.items()]
+    return [line for line in lines if any(line.values)]
+
+
+def _fact_of(facts: Callable[[RunView], list[summary.Fact]], label: str) -> Callable[[RunView], str]:
+    return lambda run: next((fact.value for fact in facts(run) if fact.label == label), "")
+
+
+def executed_flops(run: RunView) -> float:
+    """All FLOPs that the run has executed."""
+    return sum(r.executed_flops for r in run.history.train)
+
+
+def _per_token(run: RunView) -> str:
+    tokens = sum(r.step_tokens for r in run.history.train)
+    return si(executed_flops(run) / tokens, "FLOP") if tokens else ""
+
+
+def _bits(run: RunView) -> float | None:
+    return run.history.valid[-1].bits_per_byte if run.history.valid else None
+
+
+def _validation(run: RunView, first: float | None) -> str:
+    mine = _bits(run)
+    if mine is None:
+        return ""
+    difference = "" if first is None or mine == first else f" ({mine - first:+.4f})"
+    return f"{mine:.4f} bits per byte{difference}"
+
+
+def _overflow(run: RunView) -> str:
+    last = [r for r in summary.final(run.history.train) if r.rows]
+    if not last:
+        return UNRECORDED if run.units else ""
+    return percent(sum(r.overflow_share for r in last) / len(last))
+
+
+def _load(run: RunView) -> str:
+    loads = [r.load["ranks"] for r in summary.final(run.history.train) if "ranks" in r.load]
+    return f"{sum(loads) / len(loads):.3f}" if loads else UNRECORDED
+
+
+def _rate(run: RunView) -> str:
+    last = summary.final(run.history.train)
+    seconds = sum(r.seconds for r in last)
+    if not seconds:
+        return ""
+    executed, dense = sum(r.executed_flops for r in last) / seconds, sum(r.dense_flops for r in last) / seconds
+    return f"{si(executed, 'FLOP/s')} executed, {si(dense, 'FLOP/s')} dense-equivalent"
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """What stands in the way of a fair comparison: a sentence each."""
+    notes = []
+    for key, what in DIFFERENCES.items():
+        values = [run.setting(key) for run in comparison.runs]
+        if any(value != values[0] for value in values):
+            shown = ", ".join(f"{name} {value}" for name, value in zip(comparison.names, values, strict=True))
+            notes.append(f"{key} differs ({shown}): {what}.")
+    tokens = {run.history.train[-1].tokens if run.history.train else 0 for run in comparison.runs}
+    if len(tokens) > 1:
+        notes.append("The runs have not seen equally many tokens: compare the curves, not their ends.")
+    for run, name in zip(comparison.runs, comparison.names, strict=True):
+        if reason := _looks_ahead(run):
+            notes.append(f"{name}: {reason}, so its training loss knows of later tokens; compare validation.")
+    return notes
+
+
+DIFFERENCES = {
+    "data.train": "the runs learned from other text",
+    "data.valid": "they were validated on other text",
+    "train.validate_samples": "they were validated on other rows",
+    "data.tokenizer": "nats per token cannot be compared, bits per byte can",
+    "data.sequence_length": "tokens are predicted from contexts of other lengths",
+    "train.global_batch": "equally many tokens are not equally many updates",
+}
+"""Settings that must agree, and what it means when they do not."""
+
+
+def _looks_ahead(run: RunView) -> str:
+    router, mode = run.setting("routing.router"), run.setting("routing.dispatch.mode")
+    if router == "mod":
+        return "router mod executes the top of the whole sequence in training"
+    if router == "moe":
+        return "experts of limited capacity drop tokens in training"
+    if mode == "capacity" and router != "dense":
+        return "dispatch mode capacity drops tokens in training"
+    return ""
