@@ -1,11 +1,12 @@
 """A tiny run for tests of training: its corpus, its configuration, and ranks that train it."""
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from ranks import REPOSITORY, run_ranks
+from ranks import run_ranks
 
 WORKER = Path(__file__).with_name("train_worker.py")
 
@@ -24,15 +25,29 @@ optim: {{lr: 3.0e-3, warmup_steps: 4}}
 """
 
 
+SYLLABLES = [consonant + vowel for consonant in ("b", "d", "k", "l", "m", "n", "r", "s", "st", "t") for vowel in "aeiou"]
+
+
+def invented_texts(count: int) -> list[str]:
+    """Texts of sentences of invented words, some far more frequent than others; the same on every machine."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 3))) for _ in range(500)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+
+    def sentence() -> str:
+        return " ".join(draw.choices(words, weights, k=draw.randint(4, 14))).capitalize() + "."
+
+    return [" ".join(sentence() for _ in range(draw.randint(5, 50))) for _ in range(count)]
+
+
 def make_corpus(folder: Path) -> Path:
-    """Shards and a tokenizer made from this repository's own sources."""
+    """Shards of invented text and a tokenizer: what a run does must not change with whatever text is at hand."""
     from megaroute.data.build import build_shards
     from megaroute.data.documents import Document
     from megaroute.data.tokenizer import Tokenizer
     from megaroute.data.tokenizer_training import train_tokenizer
 
-    sources = sorted((REPOSITORY / "megaroute").rglob("*.py"))
-    documents = [Document(str(path.relative_to(REPOSITORY)), path.read_text()) for path in sources]
+    documents = [Document(f"text-{number}", text) for number, text in enumerate(invented_texts(300))]
     train_tokenizer(documents, folder / "tokenizer.model", vocab_size=512)
     tokenizer = Tokenizer(folder / "tokenizer.model")
     shards = {"shard_bytes": 100_000, "tokenizer": tokenizer, "valid_out": folder / "valid", "valid_fraction": 0.1}

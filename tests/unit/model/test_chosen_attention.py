@@ -165,7 +165,7 @@ def test_pairs_by_hand(monkeypatch):
     assert attention_pairs(make_plan(keep_SB), 8, CPU, starts_SB) == 2 * 3 + 1 + 3
     # All of them, blocks of four.
     assert attention_pairs(make_plan(torch.ones(8, 2, dtype=torch.bool)), 8, CPU) == 2 * 4 * (4 + 8)
-    assert causal_pairs(batch=2, seq=8) == 2 * 36
+    assert causal_pairs(rows=2, sequence_length=8) == 2 * 36
 
 
 def test_blocks_cover_every_query_of_every_sample_once():
