@@ -6,6 +6,7 @@ from typing import Literal
 from megaroute.common.errors import ConfigError
 from megaroute.config.root import Config
 from megaroute.config.routing_checks import routing_problems
+from megaroute.config.sizes import expert_width
 
 Backend = Literal["gloo", "nccl"]
 Problems = Iterator[str]
@@ -98,6 +99,7 @@ def _shards(config: Config) -> Problems:
         ),
     ):
         yield from _indivisible(number, tensor, remedy=remedy)
+    yield from _experts(config)
     yield from _key_value_heads(config)
     if not config.parallel.sequence:
         return
@@ -107,6 +109,22 @@ def _shards(config: Config) -> Problems:
         ("data.sequence_length", config.data.sequence_length),
         tensor,
         remedy="tensor ranks share the tokens of a row; change one of them or set parallel.sequence=false",
+    )
+
+
+def _experts(config: Config) -> Problems:
+    model, moe = config.model, config.routing.moe
+    if config.routing.router != "moe":
+        return
+    key = "routing.moe.ffn_hidden_size"
+    if moe.ffn_hidden_size is None:
+        width, parts = ("model.ffn_hidden_size", model.ffn_hidden_size), ("routing.moe.top_k", moe.top_k)
+        yield from _indivisible(width, parts, remedy=f"experts of a token share the width of its MLP; set {key}")
+        key = "model.ffn_hidden_size / routing.moe.top_k"
+    yield from _indivisible(
+        (key, expert_width(model, config.routing)),
+        ("parallel.tensor", config.parallel.tensor),
+        remedy="tensor ranks share the columns of each expert",
     )
 
 

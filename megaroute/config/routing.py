@@ -60,6 +60,10 @@ class RoutingConfig(Section):
     gradient: Literal["executed", "all"] = "executed"
     """Tokens that give the router a gradient of the cross entropy.  `all` needs what skipped tokens would have become,
     so it needs dispatch.mode masked and saves nothing."""
+    benefit: Literal["first_order", "second_order"] = "first_order"
+    """By how much an executed branch is taken to have lowered the loss, which is what the router learns from.
+    `first_order`: by the slope of the loss at the executed gate (the straight-through estimator).  `second_order`: by
+    that slope and half its square, which stands in for the curvature; costs nothing more.  See docs/routing.md."""
     temperature: PositiveFloat = 1.0
     """Temperature of the softmax whose gradient stands in for that of the hard decision."""
     temperature_anneal: AnnealConfig | None = None

@@ -13,22 +13,28 @@ LEARNED_BINARY = ("gumbel", "early_exit")
 
 def routing_problems(config: Config, replicas: int | None) -> Problems:
     """What contradicts itself in `routing`; `replicas` is the number of data-parallel replicas, where it is known."""
+    yield from _layers(config)
+    yield from _exchange(config, replicas)
     if config.routing.router == "dense":
         return
     for check in (_pattern, _densities, _router, _gradient, _capacity):
         yield from check(config)
-    yield from _exchange(config, replicas)
 
 
-def _pattern(config: Config) -> Problems:
-    routing, num_layers = config.routing, config.model.num_layers
-    outside = [layer for layer in routing.layers or () if layer >= num_layers]
-    if outside:
+def _layers(config: Config) -> Problems:
+    layers, num_layers = config.routing.layers or (), config.model.num_layers
+    if outside := [layer for layer in layers if layer >= num_layers]:
         yield (
             f"routing.layers has {outside[0]}, but model.num_layers {num_layers} counts layers 0 to {num_layers - 1}; "
             "remove it"
         )
-    elif not config.routed_layers:
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        yield f"routing.layers has {twice[0]} more than once, and a layer carries one router per unit; name it once"
+
+
+def _pattern(config: Config) -> Problems:
+    routing, num_layers = config.routing, config.model.num_layers
+    if not config.routed_layers:
         if routing.layers is not None:
             reason = "routing.layers is empty"
         else:
@@ -99,8 +105,18 @@ def _router(config: Config) -> Problems:
 
 def _gradient(config: Config) -> Problems:
     routing = config.routing
+    if routing.benefit == "second_order" and (routing.router not in LEARNED_BINARY or routing.gate == "probability"):
+        yield (
+            f"routing.benefit second_order corrects the straight-through gradient, which routing.router "
+            f"{routing.router} with routing.gate {routing.gate} has not; set routing.benefit=first_order"
+        )
     if routing.gradient != "all":
         return
+    if routing.benefit != "first_order":
+        yield (
+            f"routing.benefit {routing.benefit} is that of executed tokens, but routing.gradient all asks for skipped "
+            "ones too; set routing.benefit=first_order or routing.gradient=executed"
+        )
     if routing.router not in LEARNED_BINARY:
         yield (
             f"routing.gradient all is a straight-through gradient, which routing.router {routing.router} has not; set "
@@ -120,9 +136,7 @@ def _gradient(config: Config) -> Problems:
 
 def _capacity(config: Config) -> Problems:
     routing, capacity = config.routing, config.routing.capacity
-    if routing.dispatch.mode != "capacity":
-        return
-    if routing.router in ("highway", "moe"):
+    if routing.dispatch.mode == "capacity" and routing.router in ("highway", "moe"):
         yield (
             f"routing.dispatch.mode capacity does not fit routing.router {routing.router}, which computes every token; "
             "set routing.dispatch.mode=exact"
@@ -138,7 +152,7 @@ def _exchange(config: Config, replicas: int | None) -> Problems:
     routing = config.routing
     if routing.dispatch.exchange == "none":
         return
-    if routing.unit not in ("mlp", "separate") or routing.router == "moe":
+    if routing.unit not in ("mlp", "separate") or routing.router in ("moe", "dense"):
         yield (
             f"routing.dispatch.exchange dp moves rows of binary-routed MLP units, but routing.router {routing.router} "
             f"has unit {routing.unit}; set routing.unit=mlp or separate, or routing.dispatch.exchange=none"

@@ -1,5 +1,6 @@
 """What carries one router: a layer, or one of its two branches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,3 +24,13 @@ class Unit:
     def label(self) -> str:
         """`7`, `7 attention` or `7 mlp`."""
         return str(self.layer) if self.part == "layer" else f"{self.layer} {self.part}"
+
+
+def executed_layers(num_layers: int, units: Sequence[Unit], shares: Sequence[float]) -> float:
+    """Layers of `num_layers` that a token executes; attention and MLP are half a layer each.
+
+    Args:
+        shares: share of tokens that each unit executes.
+    """
+    parts = zip(units, shares, strict=True)
+    return num_layers - sum((1.0 if unit.part == "layer" else 0.5) * (1.0 - share) for unit, share in parts)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megaroute.common import log
+from megaroute.config.units import executed_layers
 from megaroute.evaluation.load import Loaded, load_run
 from megaroute.model.microbatch import micro_batch
 from megaroute.parallel import groups
@@ -31,20 +32,20 @@ def main(run: Path, prompt: str, tokens: int, temperature: float, top_k: int | N
 @torch.no_grad()
 def generate(
     loaded: Loaded, prompt: str, tokens: int, temperature: float, top_k: int | None = None, seed: int = 0
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], list[float]]:
     """At most `tokens` ids after `prompt`, ending early at the end of a document.
 
     The context starts like a document and keeps the last data.sequence_length tokens.  `temperature` 0 takes the
     likeliest token; `top_k` chooses among the k likeliest.
 
     Returns:
-        (ids, number of routed layers that the last context token executed at each of them).
+        (ids, layers that the last context token executed at each of them, attention and MLP half a layer each).
     """
     generator = torch.Generator().manual_seed(seed)
     tokenizer, length = loaded.tokenizer, loaded.config.data.sequence_length
     context = [tokenizer.eod, *tokenizer.encode(prompt)]
     ids: list[int] = []
-    layers: list[int] = []
+    layers: list[float] = []
     for _ in range(tokens):
         logits_V, executed = _last_logits(loaded, (context + ids)[-length:])
         chosen = choose(logits_V[: tokenizer.vocab_size], temperature, top_k, generator)
@@ -65,16 +66,17 @@ def choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: t
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
 
 
-def _last_logits(loaded: Loaded, context: list[int]) -> tuple[Tensor, int]:
-    """Logits after the last token, float32 [vocabulary] on the CPU, and the routed layers that it executed."""
+def _last_logits(loaded: Loaded, context: list[int]) -> tuple[Tensor, float]:
+    """Logits after the last token, float32 [vocabulary] on the CPU, and the layers that it executed."""
     device = loaded.platform.device
     samples_B = torch.zeros(1, dtype=torch.int64, device=device)  # for routers that draw also at inference
     routing = RoutingContext(seed=loaded.config.train.seed, step=loaded.step, samples_B=samples_B)
     tokens = torch.tensor([context], device=device)
     packed = micro_batch(len(context), routing, _document_starts(loaded, context))
     logits_BSV = loaded.model(tokens, None, None, packed_seq_params=packed)
-    executed = sum(int(record.keep_SB[-1, 0]) for record in routing.records.values())
-    return logits_BSV[0, -1].float().cpu(), executed
+    units = loaded.config.units
+    shares = [float(routing.records[unit.key].keep_SB[-1, 0]) for unit in units]
+    return logits_BSV[0, -1].float().cpu(), executed_layers(loaded.config.model.num_layers, units, shares)
 
 
 def _document_starts(loaded: Loaded, context: list[int]) -> Tensor | None:
@@ -86,7 +88,6 @@ def _document_starts(loaded: Loaded, context: list[int]) -> Tensor | None:
     return starts.to(loaded.platform.device)
 
 
-def _executed(loaded: Loaded, layers: list[int]) -> str:
-    total, routed = loaded.config.model.num_layers, len(loaded.config.routed_layers)
-    mean = total - routed + (sum(layers) / len(layers) if layers else 0.0)
+def _executed(loaded: Loaded, layers: list[float]) -> str:
+    total, mean = loaded.config.model.num_layers, sum(layers) / max(len(layers), 1)
     return f"{len(layers)} tokens, each executed {mean:.2f} of {total} layers on average"

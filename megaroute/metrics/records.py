@@ -63,9 +63,9 @@ class TrainRecord:
     overflow_flops: float = 0.0
     """What these would have cost; they were not executed."""
     load: Mapping[str, Any] = field(default_factory=dict)
-    """How evenly the computed rows lie.  `ranks`: maximum over mean of all ranks; `units`: the same over the replicas,
-    per routed unit; `stages`: rows that a rank of each stage computed, attention and MLP half a row each, dense layers
-    included."""
+    """How evenly the computed rows lie.  `ranks`: maximum over mean of all ranks; `rank_rows`: rows of each rank,
+    [stages][replicas], attention and MLP half a row each, dense layers included; `units`: maximum over mean of the
+    replicas, per routed unit; `stages`: mean of each stage's ranks; `stages_max_over_mean`: of these."""
 
     @property
     def step_tokens(self) -> int:

@@ -42,6 +42,7 @@ from megaroute.routing.experts import (
     limit,
     sample_shares,
 )
+from megaroute.routing.gate import scaled
 
 
 class Expert(MLP):
@@ -108,8 +109,7 @@ class ExpertMLP(MegatronModule):
         gate_R = gates(probability_SBE, record.chosen_SBE, self.moe.top_k).flatten().index_select(0, plan.slots_R)
         h_SBH = self._whole(h_sBH)
         out_RH = self.experts(gather(h_SBH, plan.rows_R), plan.per_expert)
-        out_RH = out_RH * gate_R[:, None].to(out_RH.dtype)
-        out_NH = torch.zeros_like(h_SBH).flatten(0, 1).index_add(0, plan.rows_R, out_RH)
+        out_NH = torch.zeros_like(h_SBH).flatten(0, 1).index_add(0, plan.rows_R, scaled(out_RH, gate_R))
         return self._reduced(out_NH.view_as(h_SBH))
 
     def _balanced(self, probability_SBE: Tensor, record: ExpertRecord, scale: float) -> Tensor:

@@ -1,7 +1,7 @@
 """One router, and the dispatch of what it keeps.  Shapes as in attention.py; K kept rows of this rank."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,43 @@ from megaroute.config.routing import RoutingConfig
 from megaroute.config.units import Unit
 from megaroute.model.chosen_attention import attention_pairs
 from megaroute.model.flops import causal_pairs
-from megaroute.routing.capacity import capacity_plan, capacity_rows, limit, limit_total
+from megaroute.routing.capacity import MULTIPLE, capacity_plan, capacity_rows, limit
 from megaroute.routing.context import RoutingContext, UnitRecord
-from megaroute.routing.dispatch import combine, combine_masked, straight_through, take, weighted
+from megaroute.routing.dispatch import combine, combine_masked, take
+from megaroute.routing.gate import Gate
 from megaroute.routing.plan import Plan, make_plan
 from megaroute.routing.routers import Place, build_router
 
 Compute = Callable[[Tensor, Tensor, Plan | None], Tensor]
 """(x_RH, h_sBH, plan) -> [R, H], what the unit adds to x_RH; R are all local rows when the plan is None."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who is executed, and how that came about."""
+
+    keep_SB: Tensor
+    """bool, the whole sequence."""
+    margin_sB: Tensor | None
+    wanted_sB: Tensor | None = None
+    """bool, this rank's slice of what the router chose, where a capacity may have dropped some of it."""
+
+    @classmethod
+    def of(cls, record: UnitRecord) -> "Decision":
+        """The decision of a forward pass."""
+        return cls(record.keep_SB, record.margin_SB, record.wanted_sB)
+
+    def recorded(self, keep_sB: Tensor, rows: int, pairs: int | Tensor, gate_sB: Tensor | None) -> UnitRecord:
+        """Its record, with what was computed for it."""
+        return UnitRecord(
+            keep_SB=self.keep_SB,
+            margin_SB=self.margin_sB,
+            rows=rows,
+            attention_pairs=pairs,
+            overflow=None if self.wanted_sB is None else self.wanted_sB.sum() - keep_sB.sum(),
+            probability=None if gate_sB is None else gate_sB.detach().mean(),
+            wanted_sB=self.wanted_sB,
+        )
 
 
 class RoutedUnit(nn.Module):
@@ -53,24 +82,18 @@ class RoutedUnit(nn.Module):
         place = self.place
         logit_sB = self.router.logits(h_sBH)
         record = context.records.get(self.unit.key)
+        made = self._decide(logit_sB, h_sBH, context) if record is None else Decision.of(record)
+        # A recomputation repeats the decisions of its forward pass.
+        plan = self._plan(made.keep_SB, context.step)
+        keep_sB = place.slice(made.keep_SB)
+        gate_sB = self.router.gate(logit_sB, keep_sB if made.wanted_sB is None else made.wanted_sB, place, context)
         if record is None:
-            keep_SB, margin_sB, overflow = self._decide(logit_sB, h_sBH, context)
-        else:  # a recomputation repeats the decisions of its forward pass
-            keep_SB = record.keep_SB
-        plan = self._plan(keep_SB, context.step)
-        keep_sB = place.slice(keep_SB)
-        gate_sB = self.router.gate(logit_sB, keep_sB, place, context)
-        if record is None:
-            probability = None if gate_sB is None else gate_sB.detach().mean()
-            pairs = self._pairs(plan, keep_SB, starts_SB)
-            context.records[self.unit.key] = UnitRecord(
-                keep_SB, margin_sB, plan.rows_R.numel(), pairs, overflow, probability
-            )
-            if self._pools:
-                context.pool.take(self._share(keep_SB, context.step), plan.rows_per_chunk)
+            pairs = self._pairs(plan, made.keep_SB, starts_SB)
+            context.records[self.unit.key] = made.recorded(keep_sB, plan.rows_R.numel(), pairs, gate_sB)
+        gate = self._gate(gate_sB, keep_sB, context)
         if self.routing.dispatch.mode == "masked":
-            return self._masked(x_sBH, h_sBH, keep_sB, gate_sB, compute)
-        return self._computed(x_sBH, h_sBH, plan, keep_sB, gate_sB, compute)
+            return self._masked(x_sBH, h_sBH, keep_sB, gate, compute)
+        return self._computed(x_sBH, h_sBH, plan, keep_sB, gate, compute)
 
     def note_rows(self, context: RoutingContext, rows: int) -> None:
         """Correct the record when each tensor rank computed `rows` rows instead of those of its plan."""
@@ -93,42 +116,22 @@ class RoutedUnit(nn.Module):
         # Inference drops nothing: who overflows depends on later tokens.
         return self.training and self.routing.dispatch.mode == "capacity"
 
-    @property
-    def _pools(self) -> bool:
-        return self._limited and self.routing.capacity.scope == "stage"
-
-    def _decide(
-        self, logit_sB: Tensor | None, h_sBH: Tensor, context: RoutingContext
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Decisions for the whole sequence, and the margins and the number of dropped tokens of this slice."""
+    def _decide(self, logit_sB: Tensor | None, h_sBH: Tensor, context: RoutingContext) -> Decision:
         place = self.place
         choice = self.router.decide(logit_sB, h_sBH, place, context)
         wanted_sB = choice.keep_sB
         if not self._limited:
-            return place.whole(wanted_sB), choice.margin_sB, None
+            return Decision(place.whole(wanted_sB), choice.margin_sB)
         margin_sB = wanted_sB.float() if choice.margin_sB is None else choice.margin_sB
-        if self._pools:
-            keep_SB = self._pooled(place.whole(wanted_sB), place.whole(margin_sB), context)
+        share = self._rows(h_sBH.shape[0], context.step)
+        if self.routing.capacity.scope == "stage":
+            kept_sB = context.pool.limit(wanted_sB, margin_sB, share)
         else:
-            keep_SB = place.whole(limit(wanted_sB, margin_sB, self._rows(h_sBH.shape[0], context.step)))
-        return keep_SB, choice.margin_sB, wanted_sB.sum() - place.slice(keep_SB).sum()
+            kept_sB = limit(wanted_sB, margin_sB, share)
+        return Decision(place.whole(kept_sB), choice.margin_sB, wanted_sB)
 
     def _rows(self, tokens: int, step: int) -> int:
         return capacity_rows(self.routing.capacity.factor, self.router.target_at(step), tokens)
-
-    def _pooled(self, keep_SB: Tensor, margin_SB: Tensor, context: RoutingContext) -> Tensor:
-        """The decisions that the stage still has rows for; a chunk's rows are those of the fullest one."""
-        chunks = self.place.chunks
-        offered = context.pool.offer(self._share(keep_SB, context.step), keep_SB.numel() // chunks)
-        kept = [
-            limit_total(keep, margin, offered)
-            for keep, margin in zip(keep_SB.chunk(chunks), margin_SB.chunk(chunks), strict=True)
-        ]
-        return torch.cat(kept)
-
-    def _share(self, keep_SB: Tensor, step: int) -> int:
-        """Rows of a chunk that this unit brings into its stage's pool."""
-        return self._rows(keep_SB.numel() // self.place.chunks, step)
 
     def _plan(self, keep_SB: Tensor, step: int) -> Plan:
         chunks = self.place.chunks
@@ -136,8 +139,8 @@ class RoutedUnit(nn.Module):
             return make_plan(torch.ones_like(keep_SB))
         if not self._limited:
             return make_plan(keep_SB, chunks)
-        if self._pools:
-            return make_plan(keep_SB, chunks, multiple=16)
+        if self.routing.capacity.scope == "stage":
+            return make_plan(keep_SB, chunks, multiple=MULTIPLE)
         return capacity_plan(keep_SB, self._rows(keep_SB.shape[0] // chunks, step), chunks)
 
     def _pairs(self, plan: Plan, keep_SB: Tensor, starts_SB: Tensor | None) -> int | Tensor:
@@ -148,9 +151,13 @@ class RoutedUnit(nn.Module):
             return causal_pairs(batch, seq)
         return attention_pairs(plan, seq, keep_SB.device, starts_SB)
 
-    def _computed(
-        self, x: Tensor, h: Tensor, plan: Plan, keep_sB: Tensor, gate: Tensor | None, compute: Compute
-    ) -> Tensor:
+    def _gate(self, gate_sB: Tensor | None, keep_sB: Tensor, context: RoutingContext) -> Gate:
+        curvature = 0.0
+        if self.routing.benefit == "second_order" and context.budget_scale > 0:
+            curvature = keep_sB.numel() * self.place.chunks / context.budget_scale
+        return Gate(None if gate_sB is None else gate_sB.reshape(-1), self.router.multiplies, curvature)
+
+    def _computed(self, x: Tensor, h: Tensor, plan: Plan, keep_sB: Tensor, gate: Gate, compute: Compute) -> Tensor:
         """The unit for the rows of the plan."""
         if plan.everything:  # nothing to gather or put back
             y = self._every_token(x, h, gate, compute)
@@ -162,31 +169,22 @@ class RoutedUnit(nn.Module):
         branch_KH = compute(x_KH, h, plan)
         if kept is not None and kept < rows.numel():
             branch_KH, x_KH, rows = branch_KH[:kept], x_KH[:kept], rows[:kept]
-        out_KH = self._gated(x_KH, branch_KH, None if gate is None else gate.reshape(-1).index_select(0, rows))
+        out_KH = gate.rows(rows)(x_KH, branch_KH)
         if valid is not None:
             out_KH = torch.where(valid[:, None], out_KH, x_KH)
         return combine(rest, rows, out_KH)
 
-    def _masked(self, x: Tensor, h: Tensor, keep_sB: Tensor, gate: Tensor | None, compute: Compute) -> Tensor:
+    def _masked(self, x: Tensor, h: Tensor, keep_sB: Tensor, gate: Gate, compute: Compute) -> Tensor:
         """The same function with every token computed: the reference that the other modes are tested against."""
-        if self.routing.gradient == "all" and gate is not None:
-            branch = compute(x.reshape(-1, x.shape[-1]), h, None).view_as(x)
+        if self.routing.gradient == "all" and gate.value_N is not None:
+            branch = compute(x.reshape(-1, x.shape[-1]), h, None)
             # A zero, through which the gates of skipped tokens get a gradient from branches that nobody else sees.
-            unseen = branch.detach().masked_fill(keep_sB[..., None], 0.0) * (gate - gate.detach())[..., None].to(
-                x.dtype
-            )
-            return combine_masked(x, keep_sB, straight_through(x, branch, gate)) + unseen
+            zero_NH = (gate.value_N - gate.value_N.detach())[:, None].to(x.dtype)
+            unseen = branch.detach().view_as(x).masked_fill(keep_sB[..., None], 0.0) * zero_NH.view(*x.shape[:2], 1)
+            return combine_masked(x, keep_sB, gate(x.reshape(-1, x.shape[-1]), branch).view_as(x)) + unseen
         return combine_masked(x, keep_sB, self._every_token(x, h, gate, compute))
 
-    def _every_token(self, x: Tensor, h: Tensor, gate: Tensor | None, compute: Compute) -> Tensor:
+    def _every_token(self, x: Tensor, h: Tensor, gate: Gate, compute: Compute) -> Tensor:
         """Block(x) of all tokens, in their own order, with the gradient of their gates."""
-        x_RH = x.reshape(-1, x.shape[-1])
-        branch_RH = compute(x_RH, h, None)
-        return self._gated(x_RH, branch_RH, None if gate is None else gate.reshape(-1)).view_as(x)
-
-    def _gated(self, x_KH: Tensor, branch_KH: Tensor, gate_K: Tensor | None) -> Tensor:
-        if gate_K is None:
-            return x_KH + branch_KH
-        if self.router.multiplies:
-            return weighted(x_KH, branch_KH, gate_K)
-        return straight_through(x_KH, branch_KH, gate_K)
+        x_NH = x.reshape(-1, x.shape[-1])
+        return gate(x_NH, compute(x_NH, h, None)).view_as(x)

@@ -1,9 +1,10 @@
 """Capacity: at most so many rows per unit.  Tokens above it are skipped, lowest margin first.
 
-Two scopes.  `unit`: a fixed number of rows of every sample, and of every chunk under sequence parallelism, so that
-neither the micro-batch size nor the other samples change who overflows; shapes are static and nothing is read back to
-the host.  `stage`: units of one pipeline stage share their rows through a Pool; shapes vary, because with static shapes
-the rows that a unit leaves unused would be computed all the same and pooling would save nothing.
+A capacity is one of each sample, and of every chunk of it under sequence parallelism, so that neither the micro-batch
+size nor the other samples change who overflows.  Two scopes.  `unit`: a fixed number of rows, always computed; shapes
+are static and nothing is read back to the host.  `stage`: units of one pipeline stage share their rows through a Pool;
+shapes vary, because with static shapes the rows that a unit leaves unused would be computed all the same and pooling
+would save nothing.
 """
 
 import math
@@ -22,13 +23,13 @@ def capacity_rows(factor: float, density: float, tokens: int) -> int:
     """Rows of a unit: factor * density * tokens, rounded up to a multiple of 16, at most `tokens`.
 
     Args:
-        tokens: tokens that share the rows: of a sample (and chunk), or of a micro-batch (and chunk) when pooled.
+        tokens: tokens that share the rows: those of a sample, or of a chunk of it.
     """
     wanted = math.ceil(round(factor * density * tokens, 6))  # 1.1 * 0.1 * 100 is a little above 11
     return round_up(max(wanted, 1), MULTIPLE, tokens)
 
 
-def limit(keep_sB: Tensor, margin_sB: Tensor, rows: int) -> Tensor:
+def limit(keep_sB: Tensor, margin_sB: Tensor, rows: int | Tensor) -> Tensor:
     """Of each sample keep at most `rows` tokens, dropping the lowest margin first.
 
     Of equal margins the earlier position stays.  Static shapes, no host synchronisation.
@@ -36,20 +37,19 @@ def limit(keep_sB: Tensor, margin_sB: Tensor, rows: int) -> Tensor:
     Args:
         keep_sB: bool [s, B], decisions for the sequence or for one chunk of it.
         margin_sB: float [s, B], finite where kept.
+        rows: of every sample, or int64 [B], of each.
 
     Returns:
         bool [s, B].
     """
-    if rows >= keep_sB.shape[0]:
+    if isinstance(rows, int) and rows >= keep_sB.shape[0]:
         return keep_sB
     # A stable sort leaves equal margins by position; skipped tokens come last.
     order_sB = margin_sB.where(keep_sB, -torch.inf).argsort(dim=0, descending=True, stable=True)
-    return torch.zeros_like(keep_sB).scatter_(0, order_sB[:rows], True) & keep_sB
-
-
-def limit_total(keep_sB: Tensor, margin_sB: Tensor, total: int) -> Tensor:
-    """The same over all samples together: at most `total`; of equal margins the earlier, then the lower sample."""
-    return limit(keep_sB.reshape(-1, 1), margin_sB.reshape(-1, 1), total).view(keep_sB.shape)
+    if isinstance(rows, int):
+        return torch.zeros_like(keep_sB).scatter_(0, order_sB[:rows], True) & keep_sB
+    first_sB = torch.arange(keep_sB.shape[0], device=keep_sB.device)[:, None] < rows
+    return torch.zeros_like(keep_sB).scatter_(0, order_sB, first_sB) & keep_sB
 
 
 def capacity_plan(keep_SB: Tensor, rows: int, chunks: int = 1) -> Plan:
@@ -104,20 +104,23 @@ def _sample_major(chunks: int, batch: int, rows: int, device: torch.device) -> T
 class Pool:
     """Rows that the units of one pipeline stage share while they compute one micro-batch.
 
-    Each unit brings its share and takes what it needs of that and of what earlier units left, so that the sum of all
-    rows taken, padding included, never exceeds the sum of the shares.  Rows are those of one chunk: chunks compute
-    equally many.
+    Each unit brings its share for each sample, and for each chunk under sequence parallelism, and takes what it needs
+    of that and of what earlier units left, in multiples of 16.  So the rows of a stage, padding included, never exceed
+    the sum of the shares where the tokens of a chunk are a multiple of 16, and who overflows does not depend on the
+    other samples.  Nothing is read back to the host.
     """
 
-    unused: int = 0
-    """Rows that earlier units left."""
+    unused_B: Tensor | None = None
+    """int64 [B], rows that earlier units left of each sample."""
 
-    def offer(self, share: int, tokens: int) -> int:
-        """Rows that a unit may compute: a multiple of 16, or all of its `tokens`."""
-        available = share + self.unused
-        return tokens if available >= tokens else available // MULTIPLE * MULTIPLE
-
-    def take(self, share: int, rows: int) -> None:
-        """Note that a unit with this share computes `rows`, at most what it was offered."""
-        assert 0 <= rows <= share + self.unused, f"{rows} rows taken of {share + self.unused}"
-        self.unused += share - rows
+    def limit(self, keep_sB: Tensor, margin_sB: Tensor, share: int) -> Tensor:
+        """The decisions of the next unit that there are rows for, see `limit`, with `share` rows of each sample."""
+        tokens = keep_sB.shape[0]
+        available_B = torch.full_like(keep_sB[0], share, dtype=torch.int64)
+        if self.unused_B is not None:
+            available_B += self.unused_B
+        offered_B = torch.where(available_B >= tokens, tokens, available_B // MULTIPLE * MULTIPLE)
+        kept_sB = limit(keep_sB, margin_sB, offered_B)
+        taken_B = -(-kept_sB.sum(0) // MULTIPLE) * MULTIPLE
+        self.unused_B = (available_B - taken_B).clamp(min=0)
+        return kept_sB

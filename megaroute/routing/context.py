@@ -24,6 +24,8 @@ class UnitRecord:
     """Scalar: tokens of this rank's slice that the router wanted executed and the capacity did not allow."""
     probability: Tensor | None = None
     """Scalar: mean probability of executing over this rank's slice, detached."""
+    wanted_sB: Tensor | None = None
+    """bool, this rank's slice of what the router chose, where a capacity may have dropped some of it."""
     counts_E: Tensor | None = None
     """int64 [experts], choices that fell on each expert, before the limit; mixtures of experts only."""
 
@@ -43,10 +45,10 @@ class RoutingContext:
     samples_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """int64 [B], global sample numbers of the rows, on the device where they are routed."""
     budget_scale: float = 0.0
-    """Factor of the budget loss of this micro-batch: loss scale / micro-batches per step."""
+    """Factor of the losses of this micro-batch: loss scale / micro-batches per step; 0 where nothing is learned."""
     replay: dict[int, Tensor] = field(default_factory=dict)
     """Debug: decisions, bool [S, B] by key of the unit, that replace the router's own."""
     records: dict[int, UnitRecord] = field(default_factory=dict)
     """Filled by the forward pass, by key of the unit."""
     pool: Pool = field(default_factory=Pool)
-    """What units of this stage left unused, where capacity is pooled."""
+    """What earlier units of this stage left of their rows, where capacity is pooled."""

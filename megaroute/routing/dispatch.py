@@ -6,42 +6,6 @@ import torch
 from torch import Tensor
 
 
-class _StraightThrough(torch.autograd.Function):
-    """y = x + g * branch with g = 1 in the forward pass and the gradient of a probability in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x_KH: Tensor, branch_KH: Tensor, probability_K: Tensor) -> Tensor:
-        ctx.save_for_backward(branch_KH)
-        ctx.probability_dtype = probability_K.dtype
-        return x_KH + branch_KH
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (grad_KH,) = grads
-        (branch_KH,) = ctx.saved_tensors
-        return grad_KH, grad_KH, (grad_KH.float() * branch_KH.float()).sum(-1).to(ctx.probability_dtype)
-
-
-def straight_through(x_KH: Tensor, branch_KH: Tensor, probability_K: Tensor) -> Tensor:
-    """The gate of executed rows: returns x + branch, and lets gradient reach the router.
-
-    With y = x + g * branch and a hard g = 1, the straight-through estimator (Bengio et al. 2013) puts dg =
-    d(probability): the router gets <dL/dy, branch> for each executed row, and nothing for skipped ones, whose branch
-    does not exist.  The branch is given by itself, because in 16-bit precision y - x has lost most of its digits.
-
-    Args:
-        x_KH: input of the kept rows.
-        branch_KH: what the unit adds to them, Block(x) - x.
-        probability_K: float32, softmax probability of executing.
-    """
-    return _StraightThrough.apply(x_KH, branch_KH, probability_K)
-
-
-def weighted(x_KH: Tensor, branch_KH: Tensor, gate_K: Tensor) -> Tensor:
-    """x + gate * branch for the kept rows."""
-    return x_KH + gate_K[:, None].to(x_KH.dtype) * branch_KH
-
-
 def gather(x_SBH: Tensor, rows_R: Tensor) -> Tensor:
     """Rows of [S, B, H] as [R, H]."""
     return x_SBH.reshape(-1, x_SBH.shape[-1]).index_select(0, rows_R)

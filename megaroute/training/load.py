@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megaroute.config.root import Config
 from megaroute.parallel.dims import ParallelDims
@@ -35,6 +36,16 @@ class Load:
     def units(self) -> tuple[float, ...]:
         """Maximum over mean of the replicas, per unit."""
         return tuple(max_over_mean(rows) for rows in self.unit_rows)
+
+    def record(self) -> dict[str, Any]:
+        """For the metrics, see TrainRecord.load."""
+        return {
+            "ranks": self.ranks,
+            "rank_rows": self.rank_rows,
+            "units": self.units,
+            "stages": self.stages,
+            "stages_max_over_mean": max_over_mean(self.stages),
+        }
 
 
 def load_of(config: Config, dims: ParallelDims, totals: Totals) -> Load:

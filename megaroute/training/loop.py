@@ -25,7 +25,7 @@ def run(parts: Parts, observer: Observer) -> int:
             observer.train(result)
             if result.skipped:
                 observer.event("alarm", f"step {state.step} was not applied: loss or gradient is not finite")
-            for alarm in guard.check(state.step - 1, result.totals.density):
+            for alarm in guard.check(state.step - 1, result.totals.wanted):
                 observer.event("alarm", alarm.message, alarm.values)
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
             if result.totals.stop:

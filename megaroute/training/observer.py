@@ -64,7 +64,7 @@ class Observer:
                 rows=totals.rows,
                 overflow=totals.overflow,
                 overflow_flops=result.flops.overflow,
-                load={"ranks": load.ranks, "units": load.units, "stages": load.stages},
+                load=load.record(),
             )
         )
 

@@ -54,6 +54,11 @@ class Totals:
         return tuple(kept / self.tokens for kept in self.kept)
 
     @property
+    def wanted(self) -> tuple[float, ...]:
+        """Share of tokens that each unit's router chose, also those for which there was no capacity."""
+        return tuple((kept + over) / self.tokens for kept, over in zip(self.kept, self.overflow, strict=True))
+
+    @property
     def finite(self) -> bool:
         """Whether the loss is a number."""
         return math.isfinite(self.loss)

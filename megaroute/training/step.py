@@ -104,14 +104,14 @@ def _update_routers(parts: Parts, totals: Totals) -> None:
         if isinstance(router, ExpertRouter):
             router.update(torch.tensor(totals.choices[index]))
         elif router is not None:
-            router.update(totals.density[index], parts.state.step, totals.soft[index])
+            router.update(totals.wanted[index], parts.state.step, totals.soft[index])
 
 
 def _budget_loss(parts: Parts, totals: Totals) -> float:
     """What routing adds to the loss, 0 for routers without a budget.
 
     weight * sum over units of (r - P)^2, r of the global batch or of each micro-batch as routing.budget says; of
-    mixtures of experts the balance loss.
+    mixtures of experts the balance loss.  r is what routers choose: a capacity must not hide from them that it is full.
     """
     routing = parts.config.routing
     if routing.router == "moe":
@@ -121,7 +121,7 @@ def _budget_loss(parts: Parts, totals: Totals) -> float:
     if routing.budget.estimator == "microbatch":
         return routing.budget.weight * sum(totals.squared_gap)
     targets = routing.targets(parts.config.model.num_layers, parts.state.step)
-    densities = totals.density if routing.budget.density == "hard" else totals.soft
+    densities = totals.wanted if routing.budget.density == "hard" else totals.soft
     gaps = (density - target for density, target in zip(densities, targets, strict=True))
     return routing.budget.weight * sum(gap**2 for gap in gaps)
 

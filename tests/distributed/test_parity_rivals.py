@@ -31,6 +31,7 @@ CASES = {
     "moe": (["routing.router=moe", "routing.unit=mlp", "routing.moe.top_k=2", FIXED], EVERYWHERE),
     # A stage would have to know which tokens stopped in an earlier one.
     "early_exit": (["routing.router=early_exit", "routing.densities=[0.8, 0.6, 0.4]"], ("tp2-sp", "dp2")),
+    "second_order": (["routing.benefit=second_order", "routing.estimator=st_sigmoid"], EVERYWHERE),
     "soft": (["routing.budget.density=soft", "routing.gate=probability"], EVERYWHERE),
     "annealed": (
         [

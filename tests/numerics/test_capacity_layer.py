@@ -132,46 +132,50 @@ def test_an_overflowing_layer_is_the_exact_layer_of_the_tokens_that_stayed(x):
     assert_same(limited, exact, only=("mlp.", "self_attention."))
 
 
-def test_a_sample_overflows_as_if_it_were_alone(x):
+@pytest.mark.parametrize("scope, factor, unit", [("unit", 0.6, "layer"), ("stage", 1.0, "separate")])
+def test_a_sample_overflows_as_if_it_were_alone(x, scope, factor, unit):
     from megaroute.routing.context import RoutingContext
 
-    layer = layer_of(0.6)
-    (together,) = run(layer, x).records()
+    layer = layer_of(factor, unit, scope, density=0.3)
+    together = run(layer, x).records()
     for b in range(BATCH):
         context = RoutingContext(seed=5, step=7, samples_B=torch.tensor([b]), budget_scale=1.0)
-        (alone,) = run(layer, x[:, b : b + 1], context).records()
-        assert torch.equal(alone.keep_SB, together.keep_SB[:, b : b + 1])
+        for alone, record in zip(run(layer, x[:, b : b + 1], context).records(), together, strict=True):
+            assert torch.equal(alone.keep_SB, record.keep_SB[:, b : b + 1])
+    assert all(record.overflow > 0 for record in together)
 
 
 def test_a_recomputation_keeps_who_stayed_and_counts_nothing_twice(x):
     for scope, factor in (("unit", 0.6), ("stage", 1.0)):
         layer = layer_of(factor, "separate", scope)
         first = run(layer, x)
-        records, unused = dict(first.context.records), first.context.pool.unused
+        records, unused_B = dict(first.context.records), first.context.pool.unused_B
         again = run(layer, x, first.context)
-        assert again.context.records == records and again.context.pool.unused == unused
+        assert again.context.records == records and again.context.pool.unused_B is unused_B
         assert torch.equal(first.output, again.output)
 
 
 def test_a_pooled_unit_uses_what_an_earlier_one_left_and_no_more(x):
-    # Of 144 tokens, density 0.5 and factor 1 give each unit 80 rows.
-    few, all_kept = torch.zeros(SEQ, BATCH, dtype=torch.bool), torch.ones(SEQ, BATCH, dtype=torch.bool)
-    few[:10] = True
+    # Of 48 tokens of a sample, density 0.5 and factor 1 give each unit 32 rows; they are taken in sixteens.
+    all_kept = torch.ones(SEQ, BATCH, dtype=torch.bool)
     layer = layer_of(1.0, "separate", "stage")
-    attention, mlp = run(layer, x, replay={0: few, 1: all_kept}).records()
-    assert (attention.rows, mlp.rows) == (32, 128) and attention.rows + mlp.rows == 2 * 80
-    assert (attention.overflow, mlp.overflow) == (0, 16)
-    attention, mlp = run(layer, x, replay={0: all_kept, 1: few}).records()
-    assert (attention.rows, mlp.rows) == (80, 32) and attention.overflow == 144 - 80
+    for kept, left in ((10, 16), (20, 0)):
+        few = torch.zeros(SEQ, BATCH, dtype=torch.bool)
+        few[:kept] = True
+        attention, mlp = run(layer, x, replay={0: few, 1: all_kept}).records()
+        assert attention.rows == -(-BATCH * kept // 16) * 16 and attention.overflow == 0
+        assert mlp.rows == BATCH * (32 + left) and mlp.overflow == BATCH * (SEQ - 32 - left)
+        attention, mlp = run(layer, x, replay={0: all_kept, 1: few}).records()
+        assert attention.rows == BATCH * 32 and attention.overflow == BATCH * (SEQ - 32) and mlp.overflow == 0
 
 
-def test_a_pool_drops_the_lowest_margins_of_the_whole_micro_batch(x):
-    # Margins are those that the exact layer records; one unit alone has its share, 64 of 144 tokens.
-    (wanted,) = run(layer_of(None, density=0.4, init_logit_std=3.0), x).records()
-    (record,) = run(layer_of(1.0, scope="stage", density=0.4, init_logit_std=3.0), x).records()
-    stayed = highest(wanted.margin_SB.flatten(), wanted.keep_SB.flatten(), 64)
-    assert record.keep_SB.flatten().tolist() == stayed and record.overflow > 0
-    assert len(set(record.keep_SB.sum(0).tolist())) > 1, "all samples keep equally many: it could be by sample"
+def test_a_pool_drops_the_lowest_margins_of_each_sample(x):
+    # Margins are those that the exact layer records; one unit alone has its share, 16 of 48 tokens.
+    (wanted,) = run(layer_of(None, density=0.3, init_logit_std=3.0), x).records()
+    (record,) = run(layer_of(1.0, scope="stage", density=0.3, init_logit_std=3.0), x).records()
+    for b in range(BATCH):
+        stayed = highest(wanted.margin_SB[:, b], wanted.keep_SB[:, b], 16)
+        assert record.keep_SB[:, b].tolist() == stayed and wanted.keep_SB[:, b].sum() > 16
 
 
 @pytest.mark.parametrize("unit", UNITS)

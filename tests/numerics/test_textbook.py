@@ -10,6 +10,7 @@ ROUTERS = {
     "gumbel": {},
     "st_sigmoid": {"estimator": "st_sigmoid", "temperature": 0.7},
     "temperature": {"temperature": 2.0, "budget": {"weight": 30.0}},
+    "second_order": {"benefit": "second_order"},
     "probability": {"gate": "probability"},
     "random": {"router": "random"},
     "highway": {"router": "highway"},

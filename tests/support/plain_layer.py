@@ -105,7 +105,11 @@ class PlainLayer:
             self.aside = self.aside + self.at.budget_scale * slope * p.mean()
         if self.routing.gate == "probability":
             return hard, hard * p
-        straight_through = hard + p - p.detach()
+        carrier = p - p.detach()
+        if self.routing.benefit == "second_order":
+            tokens = hard.numel() / self.at.budget_scale
+            carrier.register_hook(lambda slope: slope - tokens * slope**2 / 2)
+        straight_through = hard + carrier
         return hard, straight_through if self.routing.gradient == "all" else hard * straight_through
 
     _early_exit = _gumbel

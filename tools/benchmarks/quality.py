@@ -19,6 +19,7 @@ from megaroute.common.errors import ConfigError
 from megaroute.config.checks import check_config
 from megaroute.config.load import load_config
 from megaroute.config.root import Config
+from megaroute.config.units import executed_layers
 
 RIVALS = Path(__file__).resolve().parents[2] / "pretrain_configs" / "rivals"
 BASELINE = "dense-effective"
@@ -101,8 +102,8 @@ def summary(runs: list[dict[str, Any]], baseline: list[dict[str, Any]] | None) -
     return {
         "rival": runs[0]["name"],
         "mflops_per_token": statistics.fmean(run["flops_per_token"] for run in runs) / 1e6,
-        "layers": statistics.fmean(executed_layers(config, run["density"]) for run in runs),
-        "valid_layers": statistics.fmean(executed_layers(config, run["valid_density"]) for run in runs),
+        "layers": statistics.fmean(_layers(config, run["density"]) for run in runs),
+        "valid_layers": statistics.fmean(_layers(config, run["valid_density"]) for run in runs),
         "target": _mean(config.routing.targets(config.model.num_layers)) if config.routing.router in SKIPPING else None,
         "density": _mean([share for run in runs for share in run["density"]]),
         "bits_per_byte": statistics.fmean(bits),
@@ -116,15 +117,8 @@ def summary(runs: list[dict[str, Any]], baseline: list[dict[str, Any]] | None) -
     }
 
 
-def executed_layers(config: Config, density: list[float]) -> float:
-    """Layers that a token executes; attention and MLP are half a layer each.
-
-    Args:
-        density: share of tokens executed, by unit.
-    """
-    shares = zip(config.units, density, strict=True)
-    skipped = sum((1.0 if unit.part == "layer" else 0.5) * (1.0 - share) for unit, share in shares)
-    return config.model.num_layers - skipped
+def _layers(config: Config, density: Sequence[float]) -> float:
+    return executed_layers(config.model.num_layers, config.units, density)
 
 
 def _mean(values: Sequence[float]) -> float | None:

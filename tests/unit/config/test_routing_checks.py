@@ -92,11 +92,28 @@ CONTRADICTIONS = {
         *(CAPACITY, "routing.router=moe", "routing.unit=mlp"),
     ],
     "routing.capacity.factor 0.9 < 1 with routing.capacity.scope stage": [
-        *(CAPACITY, "routing.capacity={factor: 0.9, scope: stage}"),
+        "routing.capacity={factor: 0.9, scope: stage}"
+    ],
+    "routing.layers has 3 more than once": ["routing.layers=[3, 1, 3]"],
+    "model.ffn_hidden_size 101 % routing.moe.top_k 2 = 1": [
+        *("routing.router=moe", "routing.unit=mlp", "routing.moe.top_k=2", "model.ffn_hidden_size=101"),
+    ],
+    "routing.moe.ffn_hidden_size 97 % parallel.tensor 2 = 1": [
+        *("routing.router=moe", "routing.unit=mlp", "routing.moe.ffn_hidden_size=97", "parallel.tensor=2"),
+    ],
+    "routing.benefit second_order corrects the straight-through gradient, which routing.router mod": [
+        *("routing.router=mod", "routing.benefit=second_order"),
+    ],
+    "which routing.router gumbel with routing.gate probability has not": [
+        *("routing.gate=probability", "routing.benefit=second_order"),
+    ],
+    "routing.benefit second_order is that of executed tokens": [
+        *("routing.gradient=all", "routing.dispatch.mode=masked", "routing.benefit=second_order"),
     ],
     "routing.dispatch.exchange dp moves rows of binary-routed MLP units, but routing.router gumbel has unit layer": [
         *(EXCHANGE, "parallel.data=2"),
     ],
+    "but routing.router dense has unit mlp": [EXCHANGE, "parallel.data=2", "routing.router=dense", "routing.unit=mlp"],
     "but routing.router moe has unit mlp": [EXCHANGE, "parallel.data=2", "routing.router=moe", "routing.unit=mlp"],
     "mode capacity computes equally many rows everywhere already": [
         *(EXCHANGE, "parallel.data=2", "routing.unit=mlp", CAPACITY),
@@ -130,10 +147,9 @@ def test_contradiction_is_refused_with_its_numbers_and_a_way_out(small, words, o
         ["routing.density_anneal={start: 1, steps: 5, after: 2}", CAPACITY],
         [CAPACITY, "routing.capacity={factor: 0.9, scope: unit}"],
         [CAPACITY, "routing.capacity={factor: 1.0, scope: stage}"],
-        ["routing.capacity.factor=0.5", "routing.capacity.scope=stage"],  # not in use
         [EXCHANGE, "parallel.data=2", "routing.unit=separate"],
         [EXCHANGE, "routing.unit=mlp"],  # the number of replicas is not known yet
-        ["routing.router=dense", "routing.gradient=all", EXCHANGE],  # nothing of it is read
+        ["routing.router=dense", "routing.gradient=all"],  # nothing of it is read
     ],
     ids=str,
 )

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from layers import model_of
 
 from megaroute import cli
 from megaroute.common.errors import CheckpointError, ConfigError
+from megaroute.config.routing import RoutingConfig
 from megaroute.evaluation import generate as generate_module
 from megaroute.evaluation.generate import choose, generate
 from megaroute.evaluation.load import load_run
@@ -80,7 +82,7 @@ def test_greedy_text_is_the_argmax_of_the_plain_forward_pass(loaded):
             packed = micro_batch(len(context), routing)
             logits = loaded.model(torch.tensor([context]), None, None, packed_seq_params=packed)[0, -1]
         assert chosen == int(logits[: loaded.tokenizer.vocab_size].argmax())
-        assert executed == sum(int(routing.records[unit].keep_SB[-1, 0]) for unit in (2, 4, 6))  # layers 1 to 3
+        assert executed == 1 + sum(int(routing.records[unit].keep_SB[-1, 0]) for unit in (2, 4, 6))  # layers 1 to 3
         context.append(chosen)
 
 
@@ -88,6 +90,21 @@ def test_model_has_learned_what_its_text_says(loaded):
     # Random weights would give ids of pieces that the corpus hardly has.
     ids, _ = generate(loaded, PROMPT, 20, temperature=0)
     assert set(loaded.tokenizer.decode(ids)) <= set("abcdefghijklmnopqrstuvwxyz ")
+
+
+@pytest.mark.parametrize(
+    "routing, layers",
+    [
+        ({"router": "dense"}, 4.0),
+        ({"unit": "separate", "first_dense": 1, "force": "keep_all"}, 4.0),
+        ({"unit": "mlp", "first_dense": 1, "force": "keep_none"}, 1 + 3 * 0.5),
+        ({"unit": "layer", "first_dense": 1, "force": "keep_none"}, 1.0),
+    ],
+)
+def test_branches_count_half_a_layer(loaded, routing, layers):
+    config = loaded.config.model_copy(update={"routing": RoutingConfig(**routing)})
+    other = replace(loaded, config=config, model=model_of(config))
+    assert generate_module._last_logits(other, [loaded.tokenizer.eod, 5, 6])[1] == layers
 
 
 def test_within_documents_a_prompt_is_served_as_it_was_trained(loaded):
@@ -197,11 +214,5 @@ def test_command_prints_prompt_text_and_cost(monkeypatch, capsys, loaded, traine
     shown = capsys.readouterr()
     ids, layers = generate(loaded, PROMPT, 5, temperature=0)
     assert shown.out == PROMPT + loaded.tokenizer.decode(ids) + "\n"
-    executed = 1 + sum(layers) / 5
+    executed = sum(layers) / 5
     assert f"5 tokens, each executed {executed:.2f} of 4 layers on average" in shown.err
-
-
-def test_every_layer_counts_in_a_model_without_routers(loaded):
-    dense = loaded.config.model_copy(update={"routing": loaded.config.routing.model_copy(update={"router": "dense"})})
-    words = generate_module._executed(replace(loaded, config=dense), [0, 0])
-    assert words == "2 tokens, each executed 4.00 of 4 layers on average"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaroute.routing.capacity import Pool, capacity_plan, capacity_rows, limit, limit_total
-from megaroute.routing.plan import Plan, make_plan
+from megaroute.routing.capacity import Pool, capacity_plan, capacity_rows, limit
+from megaroute.routing.plan import make_plan
 
 
 @st.composite
@@ -58,15 +58,6 @@ def test_a_sample_is_limited_as_if_it_were_alone(case):
     for b in range(keep_SB.shape[1]):
         alone = limit(keep_SB[:, b : b + 1], margin_SB[:, b : b + 1], rows)
         assert torch.equal(together[:, b : b + 1], alone)
-
-
-@settings(deadline=None, max_examples=200)
-@given(decisions())
-def test_a_total_is_shared_by_all_samples(case):
-    keep_SB, margin_SB, total, _ = case
-    result = limit_total(keep_SB, margin_SB, total)
-    plain = plain_limit(keep_SB.flatten().tolist(), margin_SB.flatten().tolist(), total)
-    assert result.flatten().tolist() == plain
 
 
 def plain_choice(keep: list[bool], rows: int) -> list[int]:
@@ -198,28 +189,32 @@ def test_rows_of_round_numbers():
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_units_of_a_pool_never_compute_more_than_their_shares_together(data):
-    length, batch = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
-    tokens, pool, shares, computed = length * batch, Pool(), 0, 0
+    length, batch = 16 * data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    pool, shares, computed, unused = Pool(), 0, 0, [0] * batch
     for _ in range(data.draw(st.integers(1, 4))):
-        share = capacity_rows(1.0, data.draw(st.floats(0.05, 1)), tokens)
-        bits = data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens))
-        keep_SB = torch.tensor(bits).view(length, batch)
-        offered = pool.offer(share, tokens)
-        kept_SB = limit_total(keep_SB, torch.zeros(length, batch), offered)
-        plan: Plan = make_plan(kept_SB, multiple=16)
-        pool.take(share, plan.rows_per_chunk)
-        shares, computed = shares + share, computed + plan.rows_per_chunk
+        share = capacity_rows(1.0, data.draw(st.floats(0.05, 1)), length)
+        bits = data.draw(st.lists(st.booleans(), min_size=length * batch, max_size=length * batch))
+        wanted_SB = torch.tensor(bits).view(length, batch)
+        kept_SB = pool.limit(wanted_SB, torch.zeros(length, batch), share)
+        shares, computed = shares + batch * share, computed + make_plan(kept_SB, multiple=16).rows_per_chunk
         assert computed <= shares
-        assert kept_SB.sum() == min(int(keep_SB.sum()), offered)
-        assert offered >= min(share, tokens) // 16 * 16
+        for b in range(batch):  # each sample uses all of what it has
+            kept = min(int(wanted_SB[:, b].sum()), share + unused[b])
+            assert kept_SB[:, b].sum() == kept
+            unused[b] += share - -(-kept // 16) * 16
+    assert pool.unused_B is not None and pool.unused_B.tolist() == unused
 
 
-def test_a_unit_may_use_what_an_earlier_one_left_and_not_what_a_later_one_will():
-    pool = Pool()
-    assert pool.offer(32, 128) == 32
-    pool.take(32, 16)
-    assert pool.offer(32, 128) == 48
-    pool.take(32, 48)
-    assert pool.offer(32, 128) == 32
-    with pytest.raises(AssertionError):
-        pool.take(32, 48)
+def test_a_sample_has_no_part_in_what_others_left():
+    pool, few = Pool(), torch.zeros(64, 2, dtype=torch.bool)
+    few[:10, 0] = few[:, 1] = True
+    assert pool.limit(few, torch.zeros(64, 2), 32).sum(0).tolist() == [10, 32]
+    everyone = torch.ones(64, 2, dtype=torch.bool)
+    assert pool.limit(everyone, torch.zeros(64, 2), 32).sum(0).tolist() == [48, 32]
+    assert pool.limit(everyone, torch.zeros(64, 2), 32).sum(0).tolist() == [32, 32]
+
+
+def test_rows_may_differ_by_sample():
+    margin = torch.arange(6.0).view(3, 2)
+    kept = limit(torch.ones(3, 2, dtype=torch.bool), margin, torch.tensor([1, 2]))
+    assert kept.tolist() == [[False, False], [False, True], [True, True]]

@@ -8,8 +8,9 @@ from megaroute.config.routing import RoutingConfig
 from megaroute.config.units import Unit
 from megaroute.routing.budget import pull
 from megaroute.routing.context import RoutingContext
-from megaroute.routing.dispatch import combine, combine_masked, take, weighted
+from megaroute.routing.dispatch import combine, combine_masked, take
 from megaroute.routing.experts import gates
+from megaroute.routing.gate import Gate, scaled
 from megaroute.routing.routers import Place, build_router
 
 
@@ -18,8 +19,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.double, generator=generator).requires_grad_()
 
 
-def test_weighted():
-    assert gradcheck(weighted, (draw(5, 3), draw(5, 3, seed=1), draw(5, seed=2)))
+def test_scaled():
+    assert gradcheck(scaled, (draw(5, 3), draw(5, seed=2)))
 
 
 def test_take_and_combine():
@@ -44,7 +45,7 @@ def test_highway():
     def through(logit: Tensor, x: Tensor, branch: Tensor) -> Tensor:
         gate = router.gate(logit, keep, Place(), RoutingContext())
         assert gate is not None
-        return weighted(x, branch, gate[:, 0])
+        return Gate(gate[:, 0], multiplies=True)(x, branch)
 
     assert gradcheck(through, (draw(6, 1), draw(6, 4, seed=1), draw(6, 4, seed=2)))
 

@@ -90,15 +90,6 @@ def test_differences_are_taken_between_runs_of_one_seed(data, rows):
     assert alone["difference"] is None and alone["error"] is None
 
 
-def test_executed_layers_count_a_branch_as_half_a_layer():
-    skip = load_config(quality.RIVALS / "skip.yaml")
-    routed = [0.5, 0.25, 0.25, 0.0]
-    assert quality.executed_layers(skip, routed) == pytest.approx(2)
-    both = load_config(quality.RIVALS / "skip.yaml", ["routing.unit=separate"])
-    assert quality.executed_layers(both, [0.5, 0.0] * 4) == pytest.approx(1 + 4 * 0.25)
-    assert quality.executed_layers(load_config(quality.RIVALS / "dense-deep.yaml"), []) == 5
-
-
 def test_finished_runs_are_not_repeated_and_others_are(data, rows, capfd):
     files = sorted((data / "out" / "runs").glob("*.json"))
     before = {file: file.stat().st_mtime_ns for file in files}

@@ -37,7 +37,14 @@ def test_units_alarms_load_and_flops_reach_the_report(finished, tmp_path):
     for record in history.train:
         assert len(record.density) == len(record.rows) == len(record.overflow) == 6
         assert sum(record.flops.values()) == record.executed_flops
-        assert record.load == {"ranks": 1.0, "units": (1.0,) * 6, "stages": record.load["stages"]}
+        stages = record.load["stages"]
+        assert record.load == {
+            "ranks": 1.0,
+            "rank_rows": (stages,),
+            "units": (1.0,) * 6,
+            "stages": stages,
+            "stages_max_over_mean": 1.0,
+        }
     raised = [event for event in history.events if event.kind == "alarm"]
     # Each unit once, when the window is full: nothing brings a density to within a millionth of its target.
     assert [(event.step, event.values["unit"]) for event in raised] == [(2, label) for label in labels]

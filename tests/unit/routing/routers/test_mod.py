@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaroute.routing.dispatch import weighted
+from megaroute.routing.gate import scaled
 from megaroute.routing.routers import Place
 from megaroute.routing.routers.top import top_of_sequence
 
@@ -91,7 +91,7 @@ def test_router_learns_through_the_sigmoid_of_executed_tokens(make, tokens, cont
     keep = router.decide(logit, h, Place(), context(1)).keep_sB
     rows = keep[:, 0].nonzero().flatten()
     x, out = torch.randn(len(rows), 8), torch.randn(len(rows), 8)
-    y = weighted(x, out - x, router.gate(logit, keep, Place(), context(1))[rows, 0])
+    y = x + scaled(out - x, router.gate(logit, keep, Place(), context(1))[rows, 0])
     (ours,) = torch.autograd.grad(y.square().sum(), router.weight)
 
     p = torch.sigmoid(h[rows, 0] @ (router.weight[1] - router.weight[0]))[:, None]
