@@ -37,10 +37,17 @@ class BudgetConfig(Section):
 
 
 class ControllerConfig(Section):
-    """An integral controller on the execute logit, without gradient, where the loss alone does not hold the density."""
+    """A controller of the execute logit's bias, without gradient, where the loss alone does not hold the density.
+
+    After each step: slope -= trend * (r - P); bias += slope - gain * (r - P).
+    """
 
     gain: NonNegativeFloat = 0.0
-    """After each step: logit bias -= gain * (r - P).  0 is off."""
+    """Integral gain.  0 is off.  A change of the bias by 1 changes a density by 0.1 to 0.25, so that gains above 8
+    overshoot."""
+    trend: NonNegativeFloat = 0.0
+    """Gain of the slope, which takes away what a steady drift of the logits leaves of r - P; a tenth of `gain` is
+    stable."""
 
 
 class DispatchConfig(Section):

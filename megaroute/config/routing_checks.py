@@ -96,6 +96,11 @@ def _router(config: Config) -> Problems:
             f"routing.force {routing.force} overrules decisions to skip, but with routing.router moe no token is "
             "skipped; remove it"
         )
+    if routing.controller.trend >= routing.controller.gain and routing.controller.trend > 0:
+        yield (
+            f"routing.controller.trend {routing.controller.trend:g} >= routing.controller.gain "
+            f"{routing.controller.gain:g}: the density would swing ever wider; set a tenth of the gain"
+        )
     if routing.controller.gain > 0 and routing.router not in LEARNED_BINARY:
         yield (
             f"routing.controller.gain {routing.controller.gain:g} has nothing to correct in routing.router "

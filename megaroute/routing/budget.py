@@ -22,6 +22,14 @@ def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, 
     return add_gradient(probability_SB, gradient)
 
 
-def corrected_bias(bias: Tensor, density: Tensor, target: float, gain: float) -> Tensor:
-    """One step of the integral controller: bias - gain * (density - target)."""
-    return bias - gain * (density - target)
+def correct(bias: Tensor, slope: Tensor, error: float, gain: float, trend: float) -> None:
+    """One step of the controller, in place: slope -= trend * error, then bias += slope - gain * error.
+
+    An integrator of the error alone, `trend` 0, stays behind by drift / gain where learning moves the logits by a
+    steady drift each step.  The slope, a second integrator, comes to cancel the drift, and the error goes to 0.
+
+    Args:
+        error: density - target.
+    """
+    slope.sub_(trend * error)
+    bias.add_(slope - gain * error)

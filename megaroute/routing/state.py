@@ -26,12 +26,15 @@ class RouterState(ExactBuffers):
     """Scalar: density of the previous step over the global batch, as the budget measures it."""
     bias: Tensor
     """Scalar: the controller's addition to the execute logit."""
+    slope: Tensor
+    """Scalar: what the controller adds to the bias in each step, against a steady drift."""
 
     def __init__(self) -> None:
         super().__init__()
         # A router without bias executes half of the tokens before it has learned anything.
         self.register_buffer("density", torch.tensor(0.5))
         self.register_buffer("bias", torch.tensor(0.0))
+        self.register_buffer("slope", torch.tensor(0.0))
 
 
 def initial_std(logit_std: float, hidden_size: int) -> float:

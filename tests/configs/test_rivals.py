@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "pretrain_configs" / "rivals"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 BASELINE = "dense-effective"
 SAME_COST = [name for name in NAMES if name not in (BASELINE, "dense-deep")]
-SKIPPING = ["skip", "skip-published", "random", "mod", "early_exit", "random_ltd"]
+SKIPPING = ["skip", "skip-first-order", "skip-published", "random", "mod", "early_exit", "random_ltd"]
 
 
 def load(name: str) -> Config:
@@ -36,7 +36,7 @@ def flops_per_token(config: Config) -> float:
 def test_every_router_has_its_rival():
     routers = set(Config.model_fields["routing"].annotation.model_fields["router"].annotation.__args__)
     assert {load(name).routing.router for name in NAMES} == routers
-    assert {"skip", "skip-published", "dense-deep", "wide-ffn", "moe-top2"} < set(NAMES)
+    assert {"skip", "skip-published", "dense-deep", "dense-narrow", "wide-ffn", "moe-top2"} < set(NAMES)
 
 
 @pytest.mark.parametrize("name", SAME_COST)
@@ -56,14 +56,19 @@ def test_skipping_rival_executes_the_layers_of_the_baseline(name):
     config = load(name)
     targets = config.routing.targets(config.model.num_layers)
     executed = config.model.num_layers - len(targets) + sum(targets)
-    assert executed == pytest.approx(load(BASELINE).model.num_layers)
+    assert executed == pytest.approx(load(BASELINE).model.num_layers, rel=1e-6)
     assert config.model.num_layers == load("dense-deep").model.num_layers
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != BASELINE])
-def test_rivals_share_text_schedule_and_everything_but_depth_and_width_of_the_mlp(name):
+def test_rivals_share_text_and_schedule(name):
     config, baseline = load(name), load(BASELINE)
     assert (config.data, config.optim, config.train) == (baseline.data, baseline.optim, baseline.train)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (BASELINE, "dense-narrow")])
+def test_rivals_share_everything_of_the_model_but_depth_and_width_of_the_mlp(name):
+    config, baseline = load(name), load(BASELINE)
     shape = {"num_layers": baseline.model.num_layers, "ffn_hidden_size": baseline.model.ffn_hidden_size}
     assert config.model.model_copy(update=shape) == baseline.model
 
@@ -73,6 +78,12 @@ def test_header_says_what_it_is(name):
     head = (FOLDER / f"{name}.yaml").read_text().split("\n\n")[0].split("extends")[0]
     assert head.startswith("# ") and len(head.split()) > 12
     assert name == BASELINE or "Compare with" in head or "to compare with" in head
+
+
+def test_first_order_differs_from_skip_in_that_alone():
+    routing = load("skip").routing
+    assert routing.benefit == "second_order"
+    assert load("skip-first-order").routing == routing.model_copy(update={"benefit": "first_order"})
 
 
 def test_mixture_of_depths_says_that_its_training_is_not_causal():

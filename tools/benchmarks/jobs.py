@@ -1,5 +1,6 @@
 """Training runs in worker processes, one thread each, with their results kept in a folder."""
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ import megaroute
 from megaroute.common.files import write_json
 from megaroute.config.load import dump_config
 from megaroute.config.root import Config
+from megaroute.data.manifest import MANIFEST_NAME
 from megaroute.platform import device, distributed
 from megaroute.training.evaluate import validate
 from megaroute.training.setup import setup
@@ -42,9 +44,20 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        """Name of its result, the same only for the same configuration and version."""
-        told = f"{megaroute.__version__}\n{dump_config(self.config)}"
-        return f"{self.name}-seed{self.seed}-{hashlib.blake2b(told.encode(), digest_size=6).hexdigest()}.json"
+        """Name of its result, the same only for the same configuration, code and text."""
+        digest = hashlib.blake2b(code_fingerprint() + dump_config(self.config).encode(), digest_size=6)
+        for folder in filter(None, (self.config.data.train, self.config.data.valid)):
+            digest.update((folder / MANIFEST_NAME).read_bytes())  # has the checksums of the text
+        return f"{self.name}-seed{self.seed}-{digest.hexdigest()}.json"
+
+
+@functools.cache
+def code_fingerprint() -> bytes:
+    """Of the sources of the package: a result of other code is not this code's."""
+    digest, root = hashlib.blake2b(digest_size=16), Path(megaroute.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.digest()
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, workers: int) -> list[dict[str, Any]]:

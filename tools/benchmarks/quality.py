@@ -62,7 +62,8 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         make_corpus(_corpus(arguments), vocab_size=jobs[0].config.model.vocab_size)
     found = run_jobs(jobs, arguments.out / "runs", arguments.workers)
     by_name = {name: [result for result in found if result["name"] == name] for name in names}
-    return [summary(by_name[name], by_name.get(BASELINE)) for name in names]
+    rows = [summary(by_name[name], by_name.get(BASELINE)) for name in names]
+    return sorted(rows, key=lambda row: row["bits_per_byte"])
 
 
 def _seeds(arguments: argparse.Namespace) -> range:
@@ -99,9 +100,11 @@ def summary(runs: list[dict[str, Any]], baseline: list[dict[str, Any]] | None) -
     differences = (
         [value - other["bits_per_byte"] for value, other in zip(bits, baseline, strict=True)] if baseline else []
     )
+    flops = statistics.fmean(run["flops_per_token"] for run in runs)
     return {
         "rival": runs[0]["name"],
-        "mflops_per_token": statistics.fmean(run["flops_per_token"] for run in runs) / 1e6,
+        "mflops_per_token": flops / 1e6,
+        "flops_ratio": flops / statistics.fmean(run["flops_per_token"] for run in baseline) if baseline else None,
         "layers": statistics.fmean(_layers(config, run["density"]) for run in runs),
         "valid_layers": statistics.fmean(_layers(config, run["valid_density"]) for run in runs),
         "target": _mean(config.routing.targets(config.model.num_layers)) if config.routing.router in SKIPPING else None,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from megaroute.config.routing import RoutingConfig
 from megaroute.config.units import Unit
-from megaroute.routing.budget import corrected_bias, pull
+from megaroute.routing.budget import correct, pull
 from megaroute.routing.context import RoutingContext
 from megaroute.routing.routers.base import Choice, LinearRouter, Place
 from megaroute.routing.state import RouterState
@@ -57,6 +57,5 @@ class GumbelRouter(LinearRouter):
     def update(self, density: float, step: int, soft: float = 0.0) -> None:
         """Remember the density that the budget is about; let the controller correct the bias by the hard one."""
         self.state.density.fill_(density if self.routing.budget.density == "hard" else soft)
-        error = self.state.density.new_tensor(density)
-        gain = self.routing.controller.gain
-        self.state.bias.copy_(corrected_bias(self.state.bias, error, self.target_at(step), gain))
+        controller = self.routing.controller
+        correct(self.state.bias, self.state.slope, density - self.target_at(step), controller.gain, controller.trend)

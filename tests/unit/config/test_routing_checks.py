@@ -77,6 +77,7 @@ CONTRADICTIONS = {
     "routing.force keep_none overrules decisions to skip, but with routing.router moe": [
         *("routing.router=moe", "routing.unit=mlp", "routing.force=keep_none"),
     ],
+    "routing.controller.trend 0.5 >= routing.controller.gain 0.5": ["routing.controller={gain: 0.5, trend: 0.5}"],
     "routing.controller.gain 0.1 has nothing to correct in routing.router random": [
         *("routing.router=random", "routing.controller.gain=0.1"),
     ],

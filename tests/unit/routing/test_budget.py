@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from megaroute.routing.budget import corrected_bias, pull
+from megaroute.routing.budget import correct, pull
 
 
 def test_pull_adds_the_gradient_of_the_budget_loss():
@@ -25,5 +26,18 @@ def test_pull_over_micro_batches_with_the_global_density_is_the_pull_over_the_wh
 
 
 def test_controller_lowers_the_bias_of_a_unit_that_executes_too_much():
-    bias = corrected_bias(torch.tensor(0.2), torch.tensor(0.8), target=0.5, gain=0.5)
-    assert torch.isclose(bias, torch.tensor(0.05))
+    bias, slope = torch.tensor(0.2), torch.tensor(0.0)
+    correct(bias, slope, error=0.3, gain=0.5, trend=0.1)
+    assert slope.item() == pytest.approx(-0.03)
+    assert bias.item() == pytest.approx(0.2 - 0.03 - 0.15)
+
+
+@pytest.mark.parametrize("trend, error", [(0.0, 0.1 / 4), (0.4, 0.0)])
+def test_a_steady_drift_leaves_an_error_unless_the_slope_follows_it(trend, error):
+    """Logits that learning moves up by 0.1 in each step, of tokens spread like the logistic noise."""
+    bias, slope, drift, target = torch.tensor(0.0), torch.tensor(0.0), 0.0, 0.25
+    for _ in range(300):
+        density = float(torch.sigmoid(drift + bias))
+        correct(bias, slope, density - target, gain=4.0, trend=trend)
+        drift += 0.1
+    assert density - target == pytest.approx(error, abs=1e-3)

@@ -14,7 +14,7 @@ from megaroute.config.load import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
-from benchmarks import quality
+from benchmarks import jobs, quality
 
 SMALL = {
     "model.hidden_size": 32,
@@ -53,8 +53,10 @@ def rows(data: Path) -> dict[str, dict[str, Any]]:
     return {row["rival"]: row for row in quality.main(parse(data, "--rivals", RIVALS))}
 
 
-def test_each_rival_has_its_row_in_the_order_asked_for(rows):
-    assert list(rows) == RIVALS.split(",")
+def test_each_rival_has_its_row_and_the_best_comes_first(rows):
+    assert set(rows) == set(RIVALS.split(","))
+    bits = [row["bits_per_byte"] for row in rows.values()]
+    assert bits == sorted(bits)
     assert {(row["seeds"], row["steps"], row["nonfinite"]) for row in rows.values()} == {(2, STEPS, 0)}
 
 
@@ -73,6 +75,8 @@ def test_bits_per_byte_and_flops_are_those_of_training_the_same_configuration(ro
     assert rows["skip"]["bits_per_byte"] == pytest.approx(statistics.mean(found), rel=1e-12)
     assert rows["skip"]["error"] == pytest.approx(abs(found[0] - found[1]) / 2)
     assert rows["skip"]["mflops_per_token"] == pytest.approx(statistics.mean(flops) / 1e6)
+    baseline = rows["dense-effective"]["mflops_per_token"]
+    assert rows["skip"]["flops_ratio"] == pytest.approx(statistics.mean(flops) / 1e6 / baseline)
 
 
 def test_differences_are_taken_between_runs_of_one_seed(data, rows):
@@ -101,6 +105,19 @@ def test_finished_runs_are_not_repeated_and_others_are(data, rows, capfd):
     assert capfd.readouterr().err.count("bits per byte") == 1
     quality.main(parse(data, "--rivals", "skip", "--set", "routing.lr_factor=2"))
     assert len(list((data / "out" / "runs").glob("skip-*.json"))) == 4
+
+
+def test_a_result_belongs_to_its_code_and_text(data, monkeypatch):
+    overrides = [f"data.train={data / 'train'}", f"data.valid={data / 'valid'}"]
+    config = load_config(quality.RIVALS / "skip.yaml", overrides)
+    name = jobs.Job("skip", 1, config).file_name
+    assert jobs.Job("skip", 1, config).file_name == name != jobs.Job("skip", 2, config).file_name
+    other = config.model_copy(update={"data": config.data.model_copy(update={"train": config.data.valid})})
+    monkeypatch.setattr(jobs, "dump_config", lambda config: "the same")
+    assert jobs.Job("skip", 1, config).file_name != jobs.Job("skip", 1, other).file_name
+    same = jobs.Job("skip", 1, config).file_name
+    monkeypatch.setattr(jobs, "code_fingerprint", lambda: b"other code")
+    assert jobs.Job("skip", 1, config).file_name != same
 
 
 def test_unknown_rival_is_refused(data):
