@@ -125,7 +125,11 @@ def attend_varying(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: floa
 
 @functools.cache
 def compiled(fixed: bool, backend: str | Callable[..., Any] = "inductor") -> Callable[..., Tensor]:
-    """FlexAttention compiled for sizes that hardly ever change, or for sizes that do at every call."""
+    """FlexAttention compiled for sizes that hardly ever change, or for sizes that do at every call.
+
+    It raises when torch gives up compiling ever new kinds of inputs (torch._dynamo.config.recompile_limit): what would
+    run instead is uncompiled, has scores of all pairs in memory, and would be taken for the kernel.
+    """
     if fixed:
-        return torch.compile(attend_fixed, backend=backend)
-    return torch.compile(attend_varying, backend=backend, dynamic=True)
+        return torch.compile(attend_fixed, backend=backend, fullgraph=True)
+    return torch.compile(attend_varying, backend=backend, fullgraph=True, dynamic=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megaroute.config.routing import RoutingConfig
 from megaroute.config.units import Unit
-from megaroute.model.chosen_attention import attention_pairs
+from megaroute.model.chosen_attention import attention_pairs, every_row
 from megaroute.model.flops import causal_pairs
 from megaroute.routing.capacity import MULTIPLE, capacity_plan, capacity_rows, limit
 from megaroute.routing.context import RoutingContext, UnitRecord
@@ -149,6 +149,8 @@ class RoutedUnit(nn.Module):
         seq, batch = keep_SB.shape
         if plan.everything and starts_SB is None:  # plainly causal, see _computed
             return causal_pairs(batch, seq)
+        if plan.everything:  # as CausalCoreAttention does it
+            plan = every_row(seq, batch, keep_SB.device)
         return attention_pairs(plan, seq, keep_SB.device, starts_SB)
 
     def _gate(self, gate_sB: Tensor | None, keep_sB: Tensor, context: RoutingContext) -> Gate:

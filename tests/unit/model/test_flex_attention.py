@@ -6,6 +6,7 @@ import pytest
 import torch
 from plain_attention import plain_attention, random_plan, random_starts, sorted_rows, visible
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from megaroute.model import flex_attention
@@ -116,6 +117,20 @@ def test_new_plans_do_not_compile_anew(monkeypatch, kind):
             plan = random_plan(kind, density, 512, BATCH)
             flex_chosen_attention(q.flatten(0, 1)[sorted_rows(plan)], k, v, plan, starts)
     assert counter.frame_count == 1
+
+
+def test_giving_up_compiling_is_an_error_and_not_a_slow_run(monkeypatch):
+    monkeypatch.setattr(flex_attention, "attend_fixed", flex_attention.compiled(True, "eager"))
+    plan = random_plan("capacity", 0.5, 256, BATCH)
+
+    def attend(width: int, dtype: torch.dtype) -> None:
+        q, k, v = (x.detach().to(dtype) for x in random_qkv(256, 2, width))
+        flex_chosen_attention(q.flatten(0, 1)[sorted_rows(plan)], k, v, plan)
+
+    with torch._dynamo.config.patch(recompile_limit=2), pytest.raises(FailOnRecompileLimitHit):
+        for width in (16, 24, 32):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                attend(width, dtype)
 
 
 def test_a_capacity_plan_is_traced_without_reading_the_device():

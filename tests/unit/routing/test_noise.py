@@ -35,6 +35,32 @@ def test_extreme_uniforms_give_finite_noise():
     assert logistic(ends).isfinite().all()
 
 
+def mixed(x: int) -> int:
+    """MurmurHash3's 32-bit finaliser."""
+    x ^= x >> 16
+    x = x * 0x85EBCA6B % 2**32
+    x ^= x >> 13
+    x = x * 0xC2B2AE35 % 2**32
+    return x ^ (x >> 16)
+
+
+def plain(seed: int, step: int, unit: int, sample: int, position: int) -> float:
+    """The definition in whole numbers without bounds: what every device computes, as its steps are exact."""
+    golden, key = 0x9E3779B9, 0
+    for word in (seed, step, unit, sample):
+        for half in (word % 2**32, word >> 32):
+            key = mixed((key + half + golden) % 2**32)
+    x = mixed(mixed((key + (position + 1) * golden) % 2**32) ^ key)
+    return ((x >> 9) + 0.5) / 2**23
+
+
+def test_numbers_are_those_of_plain_arithmetic_bit_for_bit():
+    samples, positions = [0, 1, 2**31, 2**32 + 5, 2**63 - 1], [0, 1, 31, 4095, 2**31]
+    for seed, step, unit in ((0, 0, 0), (1234, 7, 95), (2**63 - 1, 2**40, 2**20)):
+        ours = uniform(seed, step, unit, torch.tensor(samples), torch.tensor(positions))
+        assert ours.tolist() == [[plain(seed, step, unit, s, p) for s in samples] for p in positions]
+
+
 def test_known_values_do_not_change_between_versions():
     # A resumed run must meet the noise that it would have met.
     values = uniform(1234, 5, 6, torch.tensor([7, 2**33 + 1]), torch.tensor([0, 9]))
