@@ -12,16 +12,25 @@ STEPS = 4
 MLP = ["routing.unit=mlp"]
 EXCHANGE = [*MLP, "routing.dispatch.exchange=dp"]
 CAPACITY = ["routing.dispatch.mode=capacity", "routing.capacity.factor=0.8"]
+POOLED = ["routing.unit=separate", "routing.dispatch.mode=capacity", "routing.capacity={factor: 1.0, scope: stage}"]
 CAPACITY_ROWS = 32
 """0.8 * 0.5 * 64 tokens, rounded up to a multiple of 16."""
 RUNS = {
-    1: {"mlp": MLP, "capacity": CAPACITY, "capacity, micro-batch 4": [*CAPACITY, "train.micro_batch=4"]},
+    1: {
+        "mlp": MLP,
+        "capacity": CAPACITY,
+        "capacity, micro-batch 4": [*CAPACITY, "train.micro_batch=4"],
+        "pooled": POOLED,
+        "pooled, micro-batch 4": [*POOLED, "train.micro_batch=4"],
+    },
     2: {
         "mlp, exchange": EXCHANGE,
         "mlp, exchange and recompute": [*EXCHANGE, "train.recompute=full"],
         "mlp, exchange and selective recompute": [*EXCHANGE, "train.recompute=selective"],
         "capacity, dp2": CAPACITY,
         "capacity, tp2": [*CAPACITY, "parallel.tensor=2"],
+        "pooled, dp2 and recompute": [*POOLED, "train.recompute=full"],
+        "pooled, tp2": [*POOLED, "parallel.tensor=2"],
         "capacity, pp2 and recompute": [*CAPACITY, "parallel.pipeline=2", "train.recompute=full"],
     },
     4: {
@@ -41,7 +50,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
     return found
 
 
-VARIANTS = [name for world_size in RUNS for name in RUNS[world_size] if name not in ("mlp", "capacity")]
+VARIANTS = [name for world_size in RUNS for name in RUNS[world_size] if name not in ("mlp", "capacity", "pooled")]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -69,6 +78,10 @@ def test_exchanged_ranks_compute_the_mean_rounded_up(runs, name):
     # Two replicas with two micro-batches a step: a row of padding where both together keep an odd number.
     assert set(padding(runs[name])) == {0, 1, 2}
     assert set(padding(runs["mlp"])) == {0}
+
+
+def test_pooled_units_overflow(runs):
+    assert any(sum(step["totals"]["overflow"]) for step in numbers(runs["pooled"]))
 
 
 def test_capacity_is_met_and_not_exceeded(runs):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from training import Ranks, assert_same_run, numbers, write_config
 
-# Many runs share two starts of processes, for two busy cores; a hang still ends here.
+# Many runs share three starts of processes, for two busy cores; a hang still ends here.
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]
 
 STEPS = 10
@@ -15,6 +15,11 @@ LAYOUTS = {
     "pp2": ["parallel.pipeline=2"],
     "dp2": [],
 }
+FOUR = {
+    "tp2-sp, pp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"],
+    "pp2 interleaved, dp2": ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "train.micro_batch=1"],
+}
+IN_FOUR = ("separate", "mlp", "second_order", "mod")
 EVERYWHERE = ("tp2-sp", "pp2", "dp2")
 FIXED = "routing.controller.gain=0"
 """The controller of the tiny run has nothing to correct in routers that do not learn to skip."""
@@ -31,7 +36,10 @@ CASES = {
     "moe": (["routing.router=moe", "routing.unit=mlp", "routing.moe.top_k=2", FIXED], EVERYWHERE),
     # A stage would have to know which tokens stopped in an earlier one.
     "early_exit": (["routing.router=early_exit", "routing.densities=[0.8, 0.6, 0.4]"], ("tp2-sp", "dp2")),
-    "second_order": (["routing.benefit=second_order", "routing.estimator=st_sigmoid"], EVERYWHERE),
+    "second_order": (
+        ["routing.benefit=second_order", "routing.estimator=st_sigmoid", "routing.controller.trend=0.2"],
+        EVERYWHERE,
+    ),
     "soft": (["routing.budget.density=soft", "routing.gate=probability"], EVERYWHERE),
     "annealed": (
         [
@@ -85,6 +93,19 @@ def two_processes(ranks: Ranks) -> dict[str, list[list[dict]]]:
     }
     runs["mlp, dp2 with exchange"] = EXCHANGE
     return ranks.train(2, runs, STEPS, timeout_s=800)
+
+
+@pytest.fixture(scope="module")
+def four_processes(ranks: Ranks) -> dict[str, list[list[dict]]]:
+    runs = {f"{name}, {layout}": [*CASES[name][0], *FOUR[layout]] for name in IN_FOUR for layout in FOUR}
+    return ranks.train(4, runs, STEPS, timeout_s=800)
+
+
+@pytest.mark.parametrize("layout", FOUR)
+@pytest.mark.parametrize("name", IN_FOUR)
+def test_nor_on_combined_layouts(one_process, four_processes, name, layout):
+    tolerance = TOLERANCE.get(name, {})
+    assert_same_run(f"{name}, {layout}", four_processes[f"{name}, {layout}"], one_process[name], **tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
