@@ -33,7 +33,11 @@ CASES = {
     "highway": (["routing.router=highway", "routing.unit=separate", FIXED], EVERYWHERE),
     "mod": (["routing.router=mod", FIXED], EVERYWHERE),
     "random_ltd": (["routing.router=random_ltd", "routing.unit=separate", FIXED], EVERYWHERE),
-    "moe": (["routing.router=moe", "routing.unit=mlp", "routing.moe.top_k=2", FIXED], EVERYWHERE),
+    # With room for all: who of two nearly equal tokens is the last to find room is a matter of rounding.
+    "moe": (
+        ["routing.router=moe", "routing.unit=mlp", "routing.moe={top_k: 2, capacity_factor: 4}", FIXED],
+        EVERYWHERE,
+    ),
     # A stage would have to know which tokens stopped in an earlier one.
     "early_exit": (["routing.router=early_exit", "routing.densities=[0.8, 0.6, 0.4]"], ("tp2-sp", "dp2")),
     "second_order": (
@@ -129,4 +133,5 @@ def test_the_cases_are_different_runs(one_process):
 
 def test_capacity_was_too_small_for_some(one_process):
     kept = [density for step in numbers(one_process["capacity"]) for density in step["density"]]
-    assert max(kept) <= 0.5 and min(kept) > 0.3  # 0.8 * 0.5 * 64 = 26 tokens, rounded up to 32 of 64
+    assert max(kept) <= 0.5  # 0.8 * 0.5 * 64 = 26 tokens, rounded up to 32 of 64
+    assert all(sum(step["totals"]["overflow"]) > 0 for step in numbers(one_process["capacity"]))
