@@ -16,6 +16,7 @@ from megaroute.common.errors import DataError
 from megaroute.common.files import sha256_file
 from megaroute.data.documents import Document
 from megaroute.data.manifest import Manifest, ShardEntry
+from megaroute.data.members import member
 
 BLOCK = 512  # tar pads every member to this many bytes
 OPEN_FILES = 32
@@ -134,11 +135,13 @@ def load_index(folder: Path, entry: ShardEntry, key: str) -> np.ndarray:
 
 
 class ShardSet:
-    """Documents of a folder of local shards, by shard number and document number."""
+    """Documents of a folder of local shards, by shard number and document number; keeps `open_files` of them open."""
 
-    def __init__(self, folder: Path, manifest: Manifest, key: str = "data.train") -> None:
-        self.folder, self.manifest, self._key = folder, manifest, key
-        self._indexes: dict[int, np.ndarray] = {}
+    def __init__(
+        self, folder: Path, manifest: Manifest, key: str = "data.train", open_files: int | None = None
+    ) -> None:
+        self.folder, self.manifest, self._key, self._limit = folder, manifest, key, open_files or OPEN_FILES
+        self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()  # least recently used first
         self._files: OrderedDict[int, io.BufferedReader] = OrderedDict()  # least recently used first
 
     def read(self, shard: int, document: int) -> str:
@@ -148,7 +151,7 @@ class ShardSet:
         where = f"{self._key}: document {document} of {self.folder / self.manifest.shards[shard].name}"
         try:
             raw = os.pread(self._file(shard).fileno(), end - start, start)
-            return _parse(raw)
+            return member(raw, ".txt").decode()
         except (OSError, EOFError, tarfile.TarError, ValueError, KeyError) as error:
             raise DataError(f"{where} cannot be read ({error}); the shard is damaged: copy it again") from error
 
@@ -161,22 +164,17 @@ class ShardSet:
         if shard not in self._indexes:
             entry = self.manifest.shards[shard]
             check_size(self.folder, entry, self._key)
-            self._indexes[shard] = load_index(self.folder, entry, self._key)
+            # A copy in memory, since a map would hold its file open; few, since an index is up to a megabyte.
+            self._indexes[shard] = np.array(load_index(self.folder, entry, self._key))
+            if len(self._indexes) > self._limit:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
     def _file(self, shard: int) -> io.BufferedReader:
         if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
+            if len(self._files) >= self._limit:
                 self._files.popitem(last=False)[1].close()
             self._files[shard] = (self.folder / self.manifest.shards[shard].name).open("rb")
         self._files.move_to_end(shard)
         return self._files[shard]
-
-
-def _parse(raw: bytes) -> str:
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    samples = list(group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(raw)}])))
-    if len(samples) != 1:
-        raise ValueError(f"{len(samples)} documents where 1 should be")
-    return samples[0]["txt"].decode()

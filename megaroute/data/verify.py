@@ -24,13 +24,13 @@ def check_data(data: DataConfig, vocab_size: int) -> None:
             f"{data.tokenizer}; ids past the embedding cannot be looked up: use {tokenizer.vocab_size} or more, "
             f"or a smaller tokenizer"
         )
-    folders = {"data.train": data.train, "data.valid": data.valid}
-    for key, folder in folders.items():
-        if folder is not None:
-            manifest = load_manifest(folder, key)
-            check_same_tokenizer(tokenizer, manifest, folder, key)
-            for entry in manifest.shards:
-                _check_shard(folder, entry, key, full=data.verify == "full")
+    for key, folder in data.folders.items():
+        manifest = load_manifest(folder, key)
+        check_same_tokenizer(tokenizer, manifest, folder, key)
+        if data.on_damage == "skip" and key != "data.valid":
+            continue  # what is damaged there is found, recorded and counted while training
+        for entry in manifest.shards:
+            _check_shard(folder, entry, key, full=data.verify == "full")
 
 
 def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: Path, key: str) -> None:

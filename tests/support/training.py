@@ -25,7 +25,9 @@ optim: {{lr: 3.0e-3, warmup_steps: 4}}
 """
 
 
-SYLLABLES = [consonant + vowel for consonant in ("b", "d", "k", "l", "m", "n", "r", "s", "st", "t") for vowel in "aeiou"]
+SYLLABLES = [
+    consonant + vowel for consonant in ("b", "d", "k", "l", "m", "n", "r", "s", "st", "t") for vowel in "aeiou"
+]
 
 
 def invented_texts(count: int) -> list[str]:

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
-from megaroute.data.lanes import Lane, LaneState, Row
+from megaroute.common.errors import DataError
+from megaroute.data.lanes import Lane
 from megaroute.data.order import Order, cut_slices
+from megaroute.data.packing import Concat
+from megaroute.data.rows import LaneState, Row
 
 EOD = 0
 
@@ -18,11 +21,24 @@ def make_texts(documents: list[int]) -> list[list[str]]:
     ]
 
 
+class Texts:
+    """A source whose documents are letters; those in `damaged`, pairs of (shard, document), cannot be read."""
+
+    def __init__(self, texts: list[list[str]], lanes: int, name: str = "train", weight: float = 1.0) -> None:
+        self.name, self.weight, self.texts = name, weight, texts
+        self.order = Order(cut_slices([len(shard) for shard in texts], 4 * lanes), 5, name)
+        self.damaged: set[tuple[int, int]] = set()
+
+    def ids(self, shard: int, document: int) -> np.ndarray:
+        if (shard, document) in self.damaged:
+            raise DataError(f"document {document} of shard {shard} is damaged")
+        return np.array(encode_letters(self.texts[shard][document]), np.int32)
+
+
 def make_lane(
     texts: list[list[str]], number: int, lanes: int, length: int = 10, state: LaneState | None = None
 ) -> Lane:
-    order = Order(cut_slices([len(shard) for shard in texts], 4 * lanes), 5, "train")
-    return Lane(number, lanes, length, order, lambda shard, i: texts[shard][i], encode_letters, state)
+    return Lane(number, lanes, length, [Texts(texts, lanes)], Concat(), state)
 
 
 def rows_of(lane: Lane, count: int) -> list[Row]:
