@@ -106,6 +106,11 @@ class Stream:
         self._next += self._step
         return row
 
+    @property
+    def samples(self) -> int:
+        """Rows before the next one of this replica, of all replicas together."""
+        return self._next
+
     def cursor_part(self) -> dict[str, Any]:
         """States of this replica's lanes after the rows taken so far, for `merge_parts`; JSON can hold it."""
         return {"lanes": {str(lane): asdict(state) for lane, state in sorted(self._consumed.items())}}
