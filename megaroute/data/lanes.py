@@ -19,6 +19,8 @@ from megaroute.data.rows import LaneState, Opened, Position, Row, Skip, Span, ro
 
 log = get_logger(__name__)
 
+WEYL = 2654435769  # 2^32 over the golden ratio: its multiples fill the circle evenly, however many there are
+
 
 class TokenSource(Protocol):
     """Documents as tokens, and the order in which to read them."""
@@ -146,7 +148,19 @@ class Lane:
         for document in self._open:
             has[document.place.source] += document.left
         total = sum(has.values()) + 1
+        if total == 1:
+            return self._first_source()
         return max(has, key=lambda name: self._share[name] * total - has[name])
+
+    def _first_source(self) -> str:
+        """Lanes begin with different sources, as many with each as its share: otherwise they would go in step, and
+        a batch would be of one source."""
+        phase = self.number * WEYL % 2**32 / 2**32
+        for name, share in self._share.items():
+            phase -= share
+            if phase < 0:
+                break
+        return name
 
     def _slice(self, name: str, number: int) -> tuple[int, int, np.ndarray]:
         """(epoch, shard, document numbers) of the lane's slice `number`."""

@@ -28,6 +28,16 @@ def test_shares_are_exact_to_a_document_at_any_moment():
             assert abs(taken[name] - weight * 10 * made) <= 2 * 41  # the longest document, begun too early or too late
 
 
+def test_lanes_begin_with_different_sources_in_the_shares():
+    """Of long documents the first rows of all lanes would otherwise be of one source."""
+    texts = [[["a" * 500] * 64], [["b" * 500] * 64]]
+    begun: Counter[str] = Counter()
+    for number in range(64):
+        sources = [Texts(of, 64, name, weight) for of, name, weight in zip(texts, "ab", (0.75, 0.25), strict=True)]
+        begun[Lane(number, 64, 10, sources, Concat()).next().spans[0].source] += 1
+    assert begun == {"a": 48, "b": 16}
+
+
 def test_weights_are_relative_and_the_order_of_sources_means_nothing(data: DataConfig):
     def first_rows(**weights: float) -> np.ndarray:
         folders = {"a": data.train, "b": data.valid}
