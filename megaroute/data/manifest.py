@@ -13,6 +13,9 @@ from megaroute.common.files import atomic_write
 MANIFEST_NAME = "manifest.json"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TokenType = Literal["uint16", "uint32"]
+TOKEN_MEMBERS: dict[str, str] = {"uint16": "u16", "uint32": "u32"}
+"""Extension of the member that holds a document's token ids, little-endian."""
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
@@ -50,6 +53,10 @@ class Manifest(BaseModel):
     """Version of this format."""
     tokenizer: Sha256 | None = None
     """Checksum of the tokenizer that counted the tokens, if one did."""
+    token_type: TokenType | None = None
+    """Type of the token ids that are stored with each document, without end-of-document; None when they are not."""
+    text: str | None = "txt"
+    """Member with the text: an extension, `json.FIELD`, or None when there are token ids only."""
     shards: tuple[ShardEntry, ...]
     """Shards in reading order: a shard's number is its place here."""
 

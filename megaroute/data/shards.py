@@ -1,4 +1,4 @@
-"""Tar shards with a byte index: writing them the same way each time, reading any document by one seek.
+"""Tar shards with a byte index: reading any document by one seek.
 
 webdataset imports torch, which takes seconds; so it is imported by the functions that need it.
 """
@@ -7,19 +7,15 @@ import io
 import os
 import tarfile
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from megaroute.common.errors import DataError
-from megaroute.common.files import sha256_file
-from megaroute.data.documents import Document
 from megaroute.data.manifest import Manifest, ShardEntry
 
 BLOCK = 512  # tar pads every member to this many bytes
 OPEN_FILES = 32
-MAX_DOCUMENTS = 100_000  # of one shard: keeps its index under a megabyte
 
 
 def build_index(path: str | Path) -> np.ndarray:
@@ -36,69 +32,6 @@ def build_index(path: str | Path) -> np.ndarray:
                 last_key = key
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
     return np.array([*offsets, end], dtype=np.int64)
-
-
-class ShardFolderWriter:
-    """Writes documents into numbered shards of an empty folder.
-
-    The bytes written depend on the documents and on `shard_bytes` (UTF-8 text of a shard) alone.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        from webdataset.writer import ShardWriter
-
-        self.folder = folder
-        self._entries: list[ShardEntry] = []
-        self._documents = self._text_bytes = self._tokens = 0
-        self._counted = True
-        pattern = str(folder.resolve()).replace("%", "%%") + "/shard-%06d.tar"
-        self._writer = ShardWriter(
-            pattern, maxcount=MAX_DOCUMENTS, maxsize=shard_bytes, post=self._finish_shard, verbose=0, mtime=0
-        )
-
-    def write(self, document: Document, tokens: int | None = None) -> None:
-        """Append one document; `tokens` is its length with the end-of-document token, if known."""
-        text = document.text.encode()
-        self._writer.write({"__key__": f"{self._writer.total:09d}", "txt": text, "json": {"id": document.id}})
-        # The writer closes a full shard at the start of write(), so these sums belong to the shard that is open now.
-        self._documents += 1
-        self._text_bytes += len(text)
-        self._tokens += tokens or 0
-        self._counted = tokens is not None
-
-    def close(self) -> list[ShardEntry]:
-        """Finish the last shard; the entries of all shards."""
-        self._writer.finish()
-        return self._entries
-
-    def discard(self) -> None:
-        """Close a shard that is still open, for a folder that will be removed; nothing happens after close()."""
-        self._writer.post = None
-        with suppress(OSError):
-            self._writer.finish()
-
-    def _finish_shard(self, name: str) -> None:
-        if not self._documents:  # closed without a document
-            os.unlink(name)
-            return
-        path = Path(name)
-        index_path = path.with_suffix(".index.npy")
-        index = build_index(path)
-        assert len(index) == self._documents + 1, f"{path}: {len(index) - 1} documents found, {self._documents} written"
-        np.save(index_path, index)
-        self._entries.append(
-            ShardEntry(
-                name=path.name,
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
-                index=index_path.name,
-                index_sha256=sha256_file(index_path),
-                documents=self._documents,
-                text_bytes=self._text_bytes,
-                tokens=self._tokens if self._counted else None,
-            )
-        )
-        self._documents = self._text_bytes = self._tokens = 0
 
 
 def check_size(folder: Path, entry: ShardEntry, key: str) -> None:
