@@ -1,19 +1,73 @@
 """`data`: shards, tokenizer, packing."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+)
 
 from megaroute.config.section import Section
+
+PIPE = "pipe:"
+
+
+def is_remote(folder: object) -> bool:
+    """Whether a folder of shards is a URL or a `pipe:` command rather than a path."""
+    return isinstance(folder, str) and re.match(rf"{PIPE}|[A-Za-z][A-Za-z0-9+.-]*://", folder) is not None
+
+
+def _folder(value: Any) -> Path | str:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no path or URL of a folder")
+    if value.startswith(PIPE) and "{name}" not in value:
+        raise ValueError(f"{value!r} does not say where the name of a file goes; write {{name}} there")
+    return value if is_remote(value) else Path(value)
+
+
+# A union of types would put its members' names into the dotted key of an error.
+ShardFolder = Annotated[Path | str, PlainValidator(_folder), WithJsonSchema({"type": "string"})]
+
+
+class RemoteConfig(Section):
+    """How files are fetched from a URL, and local ones read again after a passing error."""
+
+    attempts: PositiveInt = 6
+    """Tries of one file."""
+    connect_s: PositiveFloat = 15.0
+    """Seconds for a server to answer."""
+    stall_s: PositiveFloat = 30.0
+    """Seconds for the next 64 KiB; a slower server counts as stalled."""
+    backoff_s: NonNegativeFloat = 1.0
+    """Seconds before the second try; doubled for each one after it, less up to a half by chance."""
+    max_backoff_s: NonNegativeFloat = 30.0
+    """Longest of these pauses, in seconds."""
+
+
+class CacheConfig(Section):
+    """Local copies of remote shards, shared by all processes of a node."""
+
+    directory: Path | None = None
+    """Folder on a disk of the node; when not given, one for the user below the system's folder of temporary files."""
+    max_bytes: PositiveInt = 64 * 2**30
+    """Bytes that it may hold.  What was not used for longest goes first; files in use stay."""
 
 
 class DataConfig(Section):
     """Where the text comes from and how it becomes rows.  Relative paths start at the working directory."""
 
-    train: Path
-    """Folder of training shards with its manifest.json (tools/make_shards.py writes both)."""
-    valid: Path | None = None
+    train: ShardFolder
+    """Folder of training shards with its manifest.json (tools/make_shards.py writes both): a path, a URL (http, https,
+    s3 or another scheme of fsspec), or `pipe:` and a command that writes the file `{name}` to standard output."""
+    valid: ShardFolder | None = None
     """Folder of validation shards; no validation when not given."""
     tokenizer: Path
     """Sentencepiece model (tools/train_tokenizer.py)."""
@@ -27,3 +81,5 @@ class DataConfig(Section):
     """Seed of the order of documents."""
     verify: Literal["full", "size"] = "full"
     """Before a run: `full` compares every shard's sha256 with the manifest, `size` only its bytes."""
+    remote: RemoteConfig = RemoteConfig()
+    cache: CacheConfig = CacheConfig()

@@ -29,7 +29,7 @@ def token_type(tokenizer: Tokenizer | None, tokenize: Tokenize) -> TokenType | N
 class ShardFolderWriter:
     """Writes documents into numbered shards of a folder.
 
-    The bytes written depend on the documents, on `shard_bytes` (UTF-8 text of a shard), and on `part` alone: names of
+    The bytes written depend on the documents, on `shard_bytes` (of texts and ids in a shard), and on `part` alone: names of
     shards and keys of documents begin with the part's number, if there is one, so that parts can be written apart.
     `tokens` is the type of token ids stored beside the text, or instead of it without `text`.
     """
@@ -47,14 +47,15 @@ class ShardFolderWriter:
 
         self.folder = folder
         self._entries: list[ShardEntry] = []
-        self._documents = self._text_bytes = self._tokens = 0
+        self._documents = self._text_bytes = self._id_bytes = self._tokens = 0
         self._counted = True
         self._type, self._text = tokens, text
         self._part = "" if part is None else f"{part:05d}-"
         pattern = str(folder.resolve()).replace("%", "%%") + f"/shard-{self._part}%06d.tar"
-        self._writer = ShardWriter(
-            pattern, maxcount=MAX_DOCUMENTS, maxsize=shard_bytes, post=self._finish_shard, verbose=0, mtime=0
-        )
+        # Where shards are cut decides the order of samples.  It may not depend on what else is stored of a document, so
+        # webdataset's own bound, which counts all members, is out of the way.
+        self._shard_bytes = shard_bytes
+        self._writer = ShardWriter(pattern, maxcount=2**62, maxsize=2**62, post=self._finish_shard, verbose=0, mtime=0)
 
     def write(self, document: Document, ids: Sequence[int] | None = None) -> None:
         """Append one document; `ids` are its tokens without end-of-document, if known."""
@@ -65,10 +66,12 @@ class ShardFolderWriter:
         if self._type is not None:
             assert ids is not None, "tokens are stored, so each document needs them"
             members[TOKEN_MEMBERS[self._type]] = np.asarray(ids, dtype=np.dtype(self._type).newbyteorder("<")).tobytes()
+        if self._text_bytes + self._id_bytes >= self._shard_bytes or self._documents >= MAX_DOCUMENTS:
+            self._writer.next_stream()
         self._writer.write(members)
-        # The writer closes a full shard at the start of write(), so these sums belong to the shard that is open now.
         self._documents += 1
         self._text_bytes += len(text)
+        self._id_bytes += len(_description(Document(document.id, "")))
         self._tokens += 0 if ids is None else len(ids) + 1
         self._counted = ids is not None
 
@@ -90,7 +93,7 @@ class ShardFolderWriter:
         path = Path(name)
         tokens = self._tokens if self._counted else None
         self._entries.append(index_shard(path, self._documents, self._text_bytes, tokens))
-        self._documents = self._text_bytes = self._tokens = 0
+        self._documents = self._text_bytes = self._id_bytes = self._tokens = 0
 
 
 def index_shard(path: Path, documents: int, text_bytes: int, tokens: int | None) -> ShardEntry:
