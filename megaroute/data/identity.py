@@ -35,7 +35,7 @@ def data_identity(data: DataConfig) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"data.tokenizer: {data.tokenizer} cannot be read ({error.strerror}); give its path") from error
     folders = zip(data.sources.items(), data.folders.items(), strict=False)  # data.valid is the last folder
-    manifests = {name: load_manifest(source.path, key).fingerprint for (name, source), (key, _) in folders}
+    manifests = {name: load_manifest(source.path, key, data.remote).fingerprint for (name, source), (key, _) in folders}
     return identity_of(data, manifests, tokenizer)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from megaroute.common.errors import DataError
+from megaroute.common.errors import DamagedShard, DataError
 from megaroute.common.log import get_logger
 from megaroute.data.order import Order
 from megaroute.data.packing import Concat
@@ -38,7 +38,10 @@ class TokenSource(Protocol):
         """Slices and their documents, epoch after epoch."""
 
     def ids(self, shard: int, document: int) -> np.ndarray:
-        """Token ids, int32, of one document, end-of-document included.  Raises DataError when it cannot be read."""
+        """Token ids, int32, of one document, end-of-document included.
+
+        Raises DamagedShard when it is lost for good, DataError when it cannot be read for another reason.
+        """
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Lane:
         self._open: list[_Open] = []
 
     def next(self) -> Row:
-        """The lane's next row.  Raises DataError when a document cannot be read and may not be skipped."""
+        """The lane's next row.  Raises DamagedShard when a document is lost and may not be skipped."""
         ids = np.empty(self.length, np.int32)
         spans: list[Span] = []
         filled = 0
@@ -159,8 +162,8 @@ class Lane:
         for name, share in self._share.items():
             phase -= share
             if phase < 0:
-                break
-        return name
+                return name
+        return list(self._share)[-1]  # the shares add up to less than 1 by a rounding error
 
     def _slice(self, name: str, number: int) -> tuple[int, int, np.ndarray]:
         """(epoch, shard, document numbers) of the lane's slice `number`."""
@@ -176,12 +179,12 @@ class Lane:
         number = int(numbers[place.document])
         try:
             ids = self._sources[place.source].ids(shard, number)
-        except DataError as error:
+        except DamagedShard as error:
             self._give_up(place, error)
             return None
         return _Open(place, epoch, shard, number, ids, place.offset)
 
-    def _give_up(self, place: Opened, error: DataError) -> None:
+    def _give_up(self, place: Opened, error: DamagedShard) -> None:
         """Skip the rest of the slice; what the lane holds of it already is still used."""
         if self._budget is None:
             raise error

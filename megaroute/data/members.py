@@ -10,17 +10,27 @@ import tarfile
 BLOCK = tarfile.BLOCKSIZE  # tar pads every member to a multiple of it
 
 
-def member(raw: bytes, suffix: str) -> bytes:
-    """Content of the member whose name ends in `suffix`, of one document's members: `raw`, whole blocks.
+def members_of(raw: bytes) -> dict[str, bytes]:
+    """Contents of the members of one document, by extension in lower case, from their whole blocks `raw`.
 
-    Raises tarfile.TarError when a header is damaged, ValueError when members are missing, cut off, or of two documents.
+    As webdataset groups them: a document's members share the name up to the first dot of its last part, and members
+    without a dot belong to none.  Raises tarfile.TarError when a header is damaged, ValueError when a member is cut
+    off or there, by its extension, twice, or the members are of no or several documents.
     """
-    members = _plain_members(raw) or _any_members(raw)
-    keys = {name.rpartition("/")[2].partition(".")[0] for name, _ in members}
-    found = [content for name, content in members if name.endswith(suffix)]
-    if len(found) != 1 or len(keys) != 1:
-        raise ValueError(f"{len(keys)} documents with {len(found)} {suffix} members where 1 with 1 should be")
-    return found[0]
+    found: dict[str, bytes] = {}
+    keys = set()
+    for name, content in _plain_members(raw) or _any_members(raw):
+        folder, slash, last = name.rpartition("/")
+        stem, dot, extension = last.partition(".")
+        if not dot or not stem:
+            continue
+        keys.add(folder + slash + stem)
+        if extension.lower() in found:
+            raise ValueError(f"two members {name!r}")
+        found[extension.lower()] = content
+    if len(keys) != 1:
+        raise ValueError(f"{len(keys)} documents where 1 should be")
+    return found
 
 
 def _plain_members(raw: bytes) -> list[tuple[str, bytes]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megaroute.config.data import CacheConfig, RemoteConfig
 from megaroute.data.manifest import Manifest
 from megaroute.data.order import Order, cut_slices
 from megaroute.data.shards import ShardSet
@@ -23,8 +24,8 @@ class SourceRecipe:
     """Dotted key that named the folder, for error texts."""
     weight: float
     """Share of the tokens, relative to the other sources."""
-    folder: Path
-    """Where the shards are."""
+    folder: Path | str
+    """Where the shards are: a path or a URL."""
     manifest: Manifest
     """Which shards there are, compact where there are many."""
     documents: np.ndarray
@@ -33,11 +34,15 @@ class SourceRecipe:
     """Seed of the order of documents."""
     lanes: int
     """Lanes that share the slices."""
+    remote: RemoteConfig
+    """How files are fetched."""
+    cache: CacheConfig
+    """Where copies of remote ones are kept."""
 
     def open(self, tokenizer: Tokenizer, open_files: int) -> "Source":
         """The source in this process, with at most `open_files` shards open."""
         slices = cut_slices(self.documents, SLICES_PER_LANE * self.lanes)
-        shards = ShardSet(self.folder, self.manifest, self.key, open_files)
+        shards = ShardSet(self.folder, self.manifest, self.key, self.remote, self.cache, open_files)
         return Source(self.name, self.weight, Order(slices, self.seed, self.name), shards, tokenizer)
 
 
@@ -51,11 +56,9 @@ class Source:
     def ids(self, shard: int, document: int) -> np.ndarray:
         """Token ids, int32, of one document, the last one end-of-document.
 
-        Raises DataError when the shard is missing or damaged there.
+        Raises DamagedShard when the shard is missing or damaged there, DataError when it cannot be read otherwise.
         """
-        ids = self._tokenizer.encode(self._shards.read(shard, document))
-        ids.append(self._tokenizer.eod)
-        return np.array(ids, np.int32)
+        return self._shards.encoded(shard, document, self._tokenizer)
 
     def close(self) -> None:
         """Close the shards; a later read opens them again."""

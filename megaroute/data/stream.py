@@ -144,12 +144,14 @@ def open_stream(
     tokenizer = Tokenizer(data.tokenizer)
     sources, manifests = [], {}
     for name, key, source in _named(data, split):
-        manifest = load_manifest(source.path, key)
+        manifest = load_manifest(source.path, key, data.remote)
         check_same_tokenizer(tokenizer, manifest, source.path, key)
         manifests[name] = manifest.fingerprint
         counts = np.array([entry.documents for entry in manifest.shards], np.int64)
         place = (source.weight, source.path, compact(manifest), counts)
-        sources.append(SourceRecipe(name, key, *place, seed=data.seed, lanes=data.lanes))
+        sources.append(
+            SourceRecipe(name, key, *place, seed=data.seed, lanes=data.lanes, remote=data.remote, cache=data.cache)
+        )
     identity = identity_of(data, manifests, tokenizer.fingerprint)
     cursor = cursor.continued(identity, data.allow_change) if cursor else Cursor(0, identity, {})
     budget = data.skip_budget if data.on_damage == "skip" else None

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from megaroute.common.errors import DataError
+from megaroute.common.errors import DamagedShard
 from megaroute.data.order import Order, cut_slices
 
 EOD = 0
@@ -29,5 +29,5 @@ class Texts:
 
     def ids(self, shard: int, document: int) -> np.ndarray:
         if (shard, document) in self.damaged:
-            raise DataError(f"document {document} of shard {shard} is damaged")
+            raise DamagedShard(f"document {document} of shard {shard} is damaged")
         return np.array(encode_letters(self.texts[shard][document]), np.int32)

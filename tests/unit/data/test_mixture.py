@@ -62,7 +62,7 @@ def test_a_batch_counts_its_tokens_by_source(data: DataConfig):
         ("{a: {weight: 1}}", r"data.train.a.path is missing"),
         ("{a: {path: x, weight: 0}}", r"data.train.a.weight is 0 .* must be greater than 0"),
         ("{a: x}", r"data.train.a is 'x' .* must be a mapping"),
-        ("5", r"data.train is 5 .* must be a path"),
+        ("5", r"data.train .*: 5 is no path or URL"),
     ],
 )
 def test_a_mixture_that_cannot_work_is_refused_by_its_key(tiny, value, message):
