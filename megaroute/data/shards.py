@@ -7,9 +7,10 @@ import errno
 import io
 import json
 import os
+import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +28,8 @@ from megaroute.data.tokenizer import Tokenizer
 T = TypeVar("T")
 
 BLOCK = 512  # tar pads every member to this many bytes
+WEBDATASET_SKIPS = re.compile(r"__[^/]*__($|/)")  # members with notes on the whole tar
 OPEN_FILES = 32
-OPEN_INDEXES = 1024  # mapped; the system limits maps to 65,530 for a process
 
 
 def build_index(path: str | Path) -> np.ndarray:
@@ -40,10 +41,12 @@ def build_index(path: str | Path) -> np.ndarray:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             key, _ = base_plus_ext(member.name)
-            if key != last_key:
-                offsets.append(member.offset)
-                last_key = key
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            if not member.isreg() or key is None or WEBDATASET_SKIPS.match(member.name):
+                continue
+            if key != last_key:
+                offsets.append(member.offset if offsets else 0)  # what lies before the first goes with it
+                last_key = key
     return np.array([*offsets, end], dtype=np.int64)
 
 
@@ -70,7 +73,7 @@ def _load_index(store: Store, entry: ShardEntry, what: str, shard: str) -> np.nd
 
 
 class ShardSet:
-    """Documents of a folder of shards, by shard number and document number.
+    """Documents of a folder of shards, by shard number and document number; keeps `open_files` shards open.
 
     The folder may be a URL; its files are then fetched into the cache as they are needed.  Every method that reads
     raises DamagedShard, with shard, document and offset, for a shard that is missing, cut off, of another size or
@@ -83,10 +86,11 @@ class ShardSet:
         folder: str | Path,
         manifest: Manifest,
         key: str = "data.train",
+        open_files: int | None = None,
         remote: RemoteConfig | None = None,
         cache: CacheConfig | None = None,
     ) -> None:
-        self.folder, self.manifest, self._key = folder, manifest, key
+        self.folder, self.manifest, self._key, self._limit = folder, manifest, key, open_files or OPEN_FILES
         self._remote = remote or RemoteConfig()
         self._store = open_store(folder, key, remote, cache)
         self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()  # least recently used first
@@ -94,13 +98,13 @@ class ShardSet:
 
     def read(self, shard: int, document: int) -> str:
         """Text of one document."""
-        member, _, field = (self.manifest.text or "").partition(".")
-        if not member:
+        place = self.manifest.text
+        if place is None:
             raise DataError(
                 f"{self._key}: {self.folder} holds token ids without the texts; read those, or prepare it again with "
                 f"--tokenize beside"
             )
-        return self._parsed(shard, document, lambda members: _text(members[member], field))
+        return self._parsed(shard, document, lambda members: member_text(members, place))
 
     def read_tokens(self, shard: int, document: int) -> np.ndarray:
         """Stored token ids of one document, without end-of-document, int32 [n]: what its tokenizer gives for its text.
@@ -140,7 +144,7 @@ class ShardSet:
         what = f"{self._key}: document {document} of {path}"
         try:
             raw = retry(lambda: self._bytes(shard, start, end), self._remote, is_transient, what)
-            return parse(_members(raw))
+            return parse(document_members(raw))
         except OSError as error:
             if error.errno not in (None, errno.EIO):
                 raise unreadable(what, error, path) from error
@@ -166,17 +170,19 @@ class ShardSet:
 
     def _index(self, shard: int) -> np.ndarray:
         if shard not in self._indexes:
-            if len(self._indexes) >= OPEN_INDEXES:
+            if len(self._indexes) >= self._limit:
                 self._indexes.popitem(last=False)
             entry = self.manifest.shards[shard]
             what = f"{self._key}: index {location(self.folder, entry.index)}"
-            self._indexes[shard] = _load_index(self._store, entry, what, location(self.folder, entry.name))
+            index = _load_index(self._store, entry, what, location(self.folder, entry.name))
+            # A copy in memory, since a map would hold its file open; few, since an index is up to a megabyte.
+            self._indexes[shard] = np.array(index)
         self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
     def _file(self, shard: int) -> io.BufferedReader:
         if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
+            if len(self._files) >= self._limit:
                 self._files.popitem(last=False)[1].close()
             entry = self.manifest.shards[shard]
             try:
@@ -188,8 +194,8 @@ class ShardSet:
         return self._files[shard]
 
 
-def _members(raw: bytes) -> dict[str, bytes]:
-    """Contents of the members of one document, by extension."""
+def document_members(raw: bytes) -> dict[str, bytes]:
+    """Contents of the members of one document, by extension.  Raises ValueError or TarError when it is not one."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     samples = list(group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(raw)}])))
@@ -198,11 +204,11 @@ def _members(raw: bytes) -> dict[str, bytes]:
     return samples[0]
 
 
-def _text(raw: bytes, field: str) -> str:
-    """Text of a member: all of it, or a field of its JSON."""
-    if not field:
-        return raw.decode()
-    text = json.loads(raw)[field]
+def member_text(members: Mapping[str, bytes], place: str) -> str:
+    """The text at `place`: an extension, or `json.FIELD`.  Raises KeyError or ValueError where there is none."""
+    if place in members or not place.startswith("json."):
+        return members[place].decode()
+    text = json.loads(members["json"])[place.removeprefix("json.")]
     if not isinstance(text, str):
-        raise ValueError(f"field {field!r} is no string")
+        raise ValueError(f"{place!r} is no string")
     return text
