@@ -10,7 +10,7 @@ import tarfile
 BLOCK = tarfile.BLOCKSIZE  # tar pads every member to a multiple of it
 
 
-def members_of(raw: bytes) -> dict[str, bytes]:
+def document_members(raw: bytes) -> dict[str, bytes]:
     """Contents of the members of one document, by extension in lower case, from their whole blocks `raw`.
 
     As webdataset groups them: a document's members share the name up to the first dot of its last part, and members

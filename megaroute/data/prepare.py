@@ -37,7 +37,7 @@ class Request:
     """Folder for the share `valid_fraction` of documents, drawn by a hash of their ids."""
     valid_fraction: float = 0.05
     shard_bytes: int = 64 * 2**20
-    """UTF-8 text of a shard, and bytes on disk of a part of the input."""
+    """Bytes of texts and ids of a shard, and bytes on disk of a part of the input."""
     fields: Fields = field(default_factory=Fields)
     tokenizer: Path | None = None
     tokenize: Tokenize = "no"

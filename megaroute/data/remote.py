@@ -157,7 +157,7 @@ def _open(url: str, settings: RemoteConfig) -> Any:
         return _openers[scheme](url)
     if scheme in ("http", "https"):
         # This only ends an abandoned thread; the caller's own limits come first.
-        return urllib.request.urlopen(url, timeout=max(settings.connect_s, settings.stall_s))
+        return urllib.request.urlopen(url, timeout=2 * max(settings.connect_s, settings.stall_s))
     return _open_fsspec(url, scheme)
 
 

@@ -29,8 +29,9 @@ def token_type(tokenizer: Tokenizer | None, tokenize: Tokenize) -> TokenType | N
 class ShardFolderWriter:
     """Writes documents into numbered shards of a folder.
 
-    The bytes written depend on the documents, on `shard_bytes` (of texts and ids in a shard), and on `part` alone: names of
-    shards and keys of documents begin with the part's number, if there is one, so that parts can be written apart.
+    The bytes written depend on the documents, on `shard_bytes` (of texts and ids in a shard), and on `part` alone:
+    names of shards and keys of documents begin with the part's number, if there is one, so that parts can be written
+    apart.  Which documents share a shard does not depend on what else is stored of them.
     `tokens` is the type of token ids stored beside the text, or instead of it without `text`.
     """
 

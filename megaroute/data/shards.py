@@ -7,9 +7,10 @@ import errno
 import io
 import json
 import os
+import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from megaroute.common.errors import DamagedShard, DataError
 from megaroute.config.data import CacheConfig, RemoteConfig
 from megaroute.data.cache import CacheFull
 from megaroute.data.manifest import TOKEN_MEMBERS, Manifest, ShardEntry
-from megaroute.data.members import members_of
+from megaroute.data.members import document_members
 from megaroute.data.remote import location
 from megaroute.data.retry import is_transient, retry
 from megaroute.data.store import REMEDY, Store, open_store, unreadable
@@ -28,6 +29,7 @@ from megaroute.data.tokenizer import Tokenizer
 T = TypeVar("T")
 
 BLOCK = 512  # tar pads every member to this many bytes
+WEBDATASET_SKIPS = re.compile(r"__[^/]*__($|/)")  # members with notes on the whole tar
 OPEN_FILES = 32
 
 
@@ -40,10 +42,12 @@ def build_index(path: str | Path) -> np.ndarray:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             key, _ = base_plus_ext(member.name)
-            if key != last_key:
-                offsets.append(member.offset)
-                last_key = key
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            if not member.isreg() or key is None or WEBDATASET_SKIPS.match(member.name):
+                continue
+            if key != last_key:
+                offsets.append(member.offset if offsets else 0)  # what lies before the first goes with it
+                last_key = key
     return np.array([*offsets, end], dtype=np.int64)
 
 
@@ -70,13 +74,12 @@ def _load_index(store: Store, entry: ShardEntry, what: str, shard: str) -> np.nd
 
 
 class ShardSet:
-    """Documents of a folder of shards, by shard number and document number.
+    """Documents of a folder of shards, by shard number and document number; keeps `open_files` shards open.
 
-    At most `open_files` shards and as many indexes are held.  The folder may be a URL; its files are then fetched into
-    the cache as they are needed.  Every method that reads raises DamagedShard, with shard, document and offset, for a
-    shard that is missing, cut off, of another size or checksum than the manifest says, or damaged in that document;
-    passing errors are tried again first, and what is no damage (a server out of reach, a full disk, permissions) is a
-    plain DataError.
+    The folder may be a URL; its files are then fetched into the cache as they are needed.  Every method that reads
+    raises DamagedShard, with shard, document and offset, for a shard that is missing, cut off, of another size or
+    checksum than the manifest says, or damaged in that document; passing errors are tried again first, and what is no
+    damage (a server out of reach, a full disk, permissions) is a plain DataError.
     """
 
     def __init__(
@@ -84,12 +87,11 @@ class ShardSet:
         folder: str | Path,
         manifest: Manifest,
         key: str = "data.train",
+        open_files: int | None = None,
         remote: RemoteConfig | None = None,
         cache: CacheConfig | None = None,
-        open_files: int | None = None,
     ) -> None:
-        self.folder, self.manifest, self._key = folder, manifest, key
-        self._limit = open_files or OPEN_FILES
+        self.folder, self.manifest, self._key, self._limit = folder, manifest, key, open_files or OPEN_FILES
         self._remote = remote or RemoteConfig()
         self._store = open_store(folder, key, remote, cache)
         self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()  # least recently used first
@@ -97,13 +99,13 @@ class ShardSet:
 
     def read(self, shard: int, document: int) -> str:
         """Text of one document."""
-        member, _, field = (self.manifest.text or "").partition(".")
-        if not member:
+        place = self.manifest.text
+        if place is None:
             raise DataError(
                 f"{self._key}: {self.folder} holds token ids without the texts; read those, or prepare it again with "
                 f"--tokenize beside"
             )
-        return self._parsed(shard, document, lambda members: _text(members[member], field))
+        return self._parsed(shard, document, lambda members: member_text(members, place))
 
     def read_tokens(self, shard: int, document: int) -> np.ndarray:
         """Stored token ids of one document, without end-of-document, int32 [n]: what its tokenizer gives for its text.
@@ -143,7 +145,7 @@ class ShardSet:
         what = f"{self._key}: document {document} of {path}"
         try:
             raw = retry(lambda: self._bytes(shard, start, end), self._remote, is_transient, what)
-            return parse(members_of(raw))
+            return parse(document_members(raw))
         except OSError as error:
             if error.errno not in (None, errno.EIO):
                 raise unreadable(what, error, path) from error
@@ -174,7 +176,8 @@ class ShardSet:
             entry = self.manifest.shards[shard]
             what = f"{self._key}: index {location(self.folder, entry.index)}"
             index = _load_index(self._store, entry, what, location(self.folder, entry.name))
-            self._indexes[shard] = np.array(index)  # a copy, since a map would hold its file open
+            # A copy in memory, since a map would hold its file open; few, since an index is up to a megabyte.
+            self._indexes[shard] = np.array(index)
         self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
@@ -192,11 +195,11 @@ class ShardSet:
         return self._files[shard]
 
 
-def _text(raw: bytes, field: str) -> str:
-    """Text of a member: all of it, or a field of its JSON."""
-    if not field:
-        return raw.decode()
-    text = json.loads(raw)[field]
+def member_text(members: Mapping[str, bytes], place: str) -> str:
+    """The text at `place`: an extension, or `json.FIELD`.  Raises KeyError or ValueError where there is none."""
+    if place in members or not place.startswith("json."):
+        return members[place].decode()
+    text = json.loads(members["json"])[place.removeprefix("json.")]
     if not isinstance(text, str):
-        raise ValueError(f"field {field!r} is no string")
+        raise ValueError(f"{place!r} is no string")
     return text

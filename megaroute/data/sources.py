@@ -42,7 +42,7 @@ class SourceRecipe:
     def open(self, tokenizer: Tokenizer, open_files: int) -> "Source":
         """The source in this process, with at most `open_files` shards open."""
         slices = cut_slices(self.documents, SLICES_PER_LANE * self.lanes)
-        shards = ShardSet(self.folder, self.manifest, self.key, self.remote, self.cache, open_files)
+        shards = ShardSet(self.folder, self.manifest, self.key, open_files, self.remote, self.cache)
         return Source(self.name, self.weight, Order(slices, self.seed, self.name), shards, tokenizer)
 
 
