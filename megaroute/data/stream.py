@@ -49,11 +49,6 @@ class Batch:
     wait_s: float
     """Seconds that `take` took: what the step waited for its data."""
 
-    @property
-    def positions(self) -> np.ndarray:
-        """Position of each input in its document, or in the part of it that the row holds, int32 [n, S]."""
-        return np.arange(self.starts.shape[1], dtype=np.int32) - self.starts
-
 
 class Stream:
     """Rows of replica `dp_rank` of `dp_size`, from the cursor on.  `open_stream` makes one from the configuration."""

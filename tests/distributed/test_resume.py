@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from training import Ranks, decisions, numbers, write_config
 
+pytestmark = pytest.mark.data
+
 LAYOUT = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]
 HALF = 4
 

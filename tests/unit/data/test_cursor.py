@@ -8,6 +8,8 @@ from megaroute.data.identity import data_identity
 from megaroute.data.ledger import Ledger
 from megaroute.data.stream import open_stream
 
+pytestmark = pytest.mark.data
+
 IDENTITY = {
     "manifest": {"train": "a" * 64},
     "mixture": {"train": 1.0},

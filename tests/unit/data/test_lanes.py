@@ -6,6 +6,8 @@ from megaroute.data.lanes import Lane
 from megaroute.data.packing import Concat
 from megaroute.data.rows import LaneState, Row
 
+pytestmark = pytest.mark.data
+
 
 def make_lane(
     texts: list[list[str]], number: int, lanes: int, length: int = 10, state: LaneState | None = None

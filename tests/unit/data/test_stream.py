@@ -10,6 +10,8 @@ from megaroute.data.cursor import Cursor, merge_parts
 from megaroute.data.identity import data_identity
 from megaroute.data.stream import open_stream
 
+pytestmark = pytest.mark.data
+
 
 def run_replicas(
     data: DataConfig, dp_size: int, counts: list[int], cursor: Cursor | None = None
