@@ -95,7 +95,7 @@ def reduce_step(
     end = len(values) - len(taken)
     rows = [values[start : start + width] for start in range(len(head), end, width)]
     tokens = micro_batches * config.train.micro_batch * config.data.sequence_length
-    supply = supply_of(config, values[end:])
+    supply = supply_of(config, groups.dims.data, values[end:])
     return _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config), supply)
 
 

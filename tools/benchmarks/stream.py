@@ -22,7 +22,7 @@ from benchmarks.common import cpu_name, no_collection
 from benchmarks.corpus import make_corpus
 from megaroute.config.data import DataConfig
 from megaroute.data.cursor import Cursor, merge_parts
-from megaroute.data.manifest import load_manifest
+from megaroute.data.manifest import MANIFEST_NAME, load_manifest
 from megaroute.data.shards import ShardSet
 from megaroute.data.stream import Stream, open_stream
 
@@ -53,7 +53,8 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    make_corpus(folder, arguments.vocab_size, arguments.max_bytes)
+    if not (folder / "train" / MANIFEST_NAME).exists():
+        make_corpus(folder, arguments.vocab_size, arguments.max_bytes)
     data = DataConfig(
         train=folder / "train",
         tokenizer=folder / "tokenizer.model",

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from megaroute.checkpoint.layout import read_cursor
-from megaroute.common.errors import DataError
+from megaroute.common.errors import DataError, MegarouteError
 from megaroute.data.ledger import Ledger
 from megaroute.data.stream import open_stream
 from megaroute.parallel.dims import ParallelDims
@@ -36,9 +36,25 @@ def test_the_sum_over_ranks_is_that_of_one_replica_with_all_rows(tiny):
     shares = [
         columns(config, groups_of(rank, 2, tensor), batch) for rank, batch in enumerate(batches) for tensor in (0, 1)
     ]
-    supply = supply_of(config, [sum(column) for column in zip(*shares, strict=True)])
+    supply = supply_of(config, 2, [sum(column) for column in zip(*shares, strict=True)])
+    supply.check(1)
     assert (supply.digest, supply.tokens, supply.skipped) == (whole.digest, {"a": 0, "b": 0} | dict(whole.tokens), 0)
     assert supply.wait_s == max(batch.wait_s for batch in batches)
+
+
+def test_ranks_of_a_replica_that_read_different_rows_end_the_run(tiny):
+    config = tiny()
+    streams = [open_stream(config.data, "train", rank, 2) for rank in (0, 0, 1, 1)]
+    batches = [stream.take(4) for stream in streams]
+    batches[3] = streams[3].take(4)  # one rank goes on with other rows
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    shares = [
+        columns(config, groups_of(rank, 2, tensor), batch)
+        for (rank, tensor), batch in zip(places, batches, strict=True)
+    ]
+    supply = supply_of(config, 2, [sum(column) for column in zip(*shares, strict=True)])
+    with pytest.raises(MegarouteError, match="different rows in step 7"):
+        supply.check(7)
 
 
 def test_a_rank_that_reads_nothing_adds_nothing(tiny):
