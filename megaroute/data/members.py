@@ -5,9 +5,11 @@ header is 512 bytes.
 """
 
 import io
+import re
 import tarfile
 
 BLOCK = tarfile.BLOCKSIZE  # tar pads every member to a multiple of it
+NOTES = re.compile(r"__[^/]*__($|/)")  # members on the whole tar; webdataset passes over them
 
 
 def document_members(raw: bytes) -> dict[str, bytes]:
@@ -22,7 +24,7 @@ def document_members(raw: bytes) -> dict[str, bytes]:
     for name, content in _plain_members(raw) or _any_members(raw):
         folder, slash, last = name.rpartition("/")
         stem, dot, extension = last.partition(".")
-        if not dot or not stem:
+        if not dot or not stem or NOTES.match(name):
             continue
         keys.add(folder + slash + stem)
         if extension.lower() in found:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from megaroute.common.errors import DataError, MegarouteError
 from megaroute.data.formats import import_extra
 
 T = TypeVar("T")
+
+POLL_S = 0.05
 
 # Hydra and Slurm's pmi2 set the first, Open MPI the second.  Slurm's own count is that of the step, since SLURM_NTASKS
 # is set in a batch script too, where there is one process.
@@ -31,6 +34,7 @@ class Ranks:
         """The result of `make()` on rank 0, or its error, on every rank."""
         result, error = attempt(make) if self.rank == 0 else (None, None)
         if self._comm is not None:
+            self._wait_for_all()
             result, error = self._comm.bcast((result, error))
         if error is not None:
             raise error
@@ -38,7 +42,16 @@ class Ranks:
 
     def collect(self, value: T) -> list[T]:
         """The values of all ranks, on every rank."""
-        return [value] if self._comm is None else self._comm.allgather(value)
+        if self._comm is None:
+            return [value]
+        self._wait_for_all()
+        return self._comm.allgather(value)
+
+    def _wait_for_all(self) -> None:
+        """Asleep: MPI's own waiting takes a core that a rank still at work may want."""
+        arrived = self._comm.Ibarrier()
+        while not arrived.Test():
+            time.sleep(POLL_S)
 
     def abort(self) -> None:
         """After an error of this rank alone: end all of them, for they would wait for it for ever."""

@@ -7,7 +7,6 @@ import errno
 import io
 import json
 import os
-import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from megaroute.common.errors import DamagedShard, DataError
 from megaroute.config.data import CacheConfig, RemoteConfig
 from megaroute.data.cache import CacheFull
 from megaroute.data.manifest import TOKEN_MEMBERS, Manifest, ShardEntry
-from megaroute.data.members import document_members
+from megaroute.data.members import NOTES, document_members
 from megaroute.data.remote import location
 from megaroute.data.retry import is_transient, retry
 from megaroute.data.store import REMEDY, Store, open_store, unreadable
@@ -29,7 +28,6 @@ from megaroute.data.tokenizer import Tokenizer
 T = TypeVar("T")
 
 BLOCK = 512  # tar pads every member to this many bytes
-WEBDATASET_SKIPS = re.compile(r"__[^/]*__($|/)")  # members with notes on the whole tar
 OPEN_FILES = 32
 
 
@@ -43,7 +41,7 @@ def build_index(path: str | Path) -> np.ndarray:
         for member in tar:
             key, _ = base_plus_ext(member.name)
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            if not member.isreg() or key is None or WEBDATASET_SKIPS.match(member.name):
+            if not member.isreg() or key is None or NOTES.match(member.name):
                 continue
             if key != last_key:
                 offsets.append(member.offset if offsets else 0)  # what lies before the first goes with it
@@ -59,8 +57,8 @@ def load_index(folder: Path, entry: ShardEntry, key: str) -> np.ndarray:
 
 def _load_index(store: Store, entry: ShardEntry, what: str, shard: str) -> np.ndarray:
     try:
-        with store.open_index(entry) as file:  # which a cache keeps while it is open
-            index = np.load(file.name, mmap_mode="r", allow_pickle=False)
+        with store.open_index(entry) as file:
+            index = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DamagedShard(f"{what} cannot be read ({error}); copy the folder again", shard=shard) from error
     fits = index.shape == (entry.documents + 1,) and index.dtype == np.int64
@@ -163,7 +161,8 @@ class ShardSet:
         try:
             raw = os.pread(self._file(shard).fileno(), end - start, start)
         except OSError:
-            self._files.pop(shard).close()  # a stale handle never recovers
+            if shard in self._files:
+                self._files.pop(shard).close()  # a stale handle never recovers
             raise
         if len(raw) < end - start:
             raise EOFError(f"the file ends {end - start - len(raw)} bytes early")
@@ -175,15 +174,14 @@ class ShardSet:
                 self._indexes.popitem(last=False)
             entry = self.manifest.shards[shard]
             what = f"{self._key}: index {location(self.folder, entry.index)}"
-            index = _load_index(self._store, entry, what, location(self.folder, entry.name))
-            # A copy in memory, since a map would hold its file open; few, since an index is up to a megabyte.
-            self._indexes[shard] = np.array(index)
+            # In memory, since a map would hold its file open; few, since an index is up to a megabyte.
+            self._indexes[shard] = _load_index(self._store, entry, what, location(self.folder, entry.name))
         self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
     def _file(self, shard: int) -> io.BufferedReader:
         if shard not in self._files:
-            if len(self._files) >= self._limit:
+            if len(self._files) >= max(1, self._limit - 1):  # one is for an index that is read
                 self._files.popitem(last=False)[1].close()
             entry = self.manifest.shards[shard]
             try:

@@ -28,7 +28,7 @@ class Store(Protocol):
         """The tar of a shard, of the right size."""
 
     def open_index(self, entry: ShardEntry) -> BufferedReader:
-        """Its index; `name` of the file is a path."""
+        """Its index."""
 
 
 class LocalStore:

@@ -172,6 +172,7 @@ def test_foreign_shards_get_an_index(run, tmp_path, tokenizer):
         "./": b"",
         "./notes": b"no extension",
         "__about__": b"skipped",
+        "__notes__/x.json": b"skipped",
         "docs/a.json": b'{"title": "A"}',
         "docs/a.txt": "first é".encode(),
         "docs/": b"",
