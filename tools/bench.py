@@ -13,12 +13,18 @@ from types import ModuleType
 if not sys.warnoptions:  # Megatron-core tells its own developers, while imported, what it does without
     warnings.simplefilter("ignore")
 
-from benchmarks import exchange, layer, quality, step
+from benchmarks import exchange, layer, quality, step, stream
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
 
-BENCHMARKS: dict[str, ModuleType] = {"layer": layer, "step": step, "exchange": exchange, "quality": quality}
+BENCHMARKS: dict[str, ModuleType] = {
+    "layer": layer,
+    "step": step,
+    "exchange": exchange,
+    "quality": quality,
+    "stream": stream,
+}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -21,6 +21,19 @@ class DataError(UserError):
     """A shard, manifest, tokenizer or text file is missing, damaged, or not the one expected."""
 
 
+class DamagedShard(DataError):
+    """Documents that are lost for good: trying again does not help, a good copy of the shard does."""
+
+    def __init__(self, message: str, shard: str = "", document: int | None = None, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.shard = shard
+        """Path or URL of the shard."""
+        self.document = document
+        """Number of the document in the shard, if only this one is known to be lost."""
+        self.offset = offset
+        """Its first byte in the shard."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, or belongs to another model or data stream."""
 

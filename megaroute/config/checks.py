@@ -213,6 +213,13 @@ def _batches(config: Config, replicas: int) -> Problems:
         ("parallel.data", replicas),
         remedy="each replica reads a whole number of lanes, which is fixed for the run: change the number of replicas",
     )
+    if config.data.workers and config.data.lanes % replicas == 0:
+        yield from _indivisible(
+            ("data.lanes", config.data.lanes),
+            ("parallel.data", replicas),
+            ("data.workers", config.data.workers),
+            remedy="each worker reads a whole number of lanes: change the number of workers",
+        )
 
 
 def _rampup(config: Config, indivisible: Callable[[tuple[str, int]], Problems]) -> Problems:

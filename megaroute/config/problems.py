@@ -94,12 +94,16 @@ def _gives(tree: Mapping[str, Any], path: Sequence[str]) -> bool:
 def _field_path(location: Sequence[str | int]) -> list[str]:
     """A location in pydantic's error without the names it adds for the branches of a union; list indices stay."""
     section: type[Section] | None = Config
+    named: type[Section] | None = None  # class of the sections that have names of the user's choice
     path: list[str] = []
     for part in location:
         if section is not None and part in section.model_fields:
-            section = _subsection(section, str(part))
+            named, section = _named_section(section, str(part)), _subsection(section, str(part))
             path.append(str(part))
         elif isinstance(part, int):
+            path.append(str(part))
+        elif named is not None and part not in _FORMS:
+            section, named = named, None
             path.append(str(part))
     return path
 
@@ -112,9 +116,15 @@ def _unknown(
         if key not in section.model_fields:
             yield section, path
             continue
-        inner = _subsection(section, key)
-        if isinstance(value, Mapping):
+        inner, named = _subsection(section, key), _named_section(section, key)
+        if not isinstance(value, Mapping):
+            continue
+        if named is None:
             yield from _unknown(inner or _Leaf, value, path)
+            continue
+        for name, part in value.items():
+            if isinstance(part, Mapping):
+                yield from _unknown(named, part, (*path, str(name)))
 
 
 class _Leaf(Section):
@@ -128,6 +138,22 @@ def _subsection(section: type[Section], key: str) -> type[Section] | None:
     for choice in typing.get_args(annotation) if union else (annotation,):
         if isinstance(choice, type) and issubclass(choice, Section):
             return choice
+    return None
+
+
+_FORMS = ("folder", "mixture")
+"""Tags of the forms of data.train, which pydantic puts into the location of an error."""
+
+
+def _named_section(section: type[Section], key: str) -> type[Section] | None:
+    """The section class of the values of a field that takes sections by name; None for any other field."""
+    waiting: list[Any] = [section.model_fields[key].annotation]
+    while waiting:
+        annotation = waiting.pop()
+        arguments = typing.get_args(annotation)
+        if typing.get_origin(annotation) is dict and issubclass(arguments[1], Section):
+            return typing.cast(type[Section], arguments[1])
+        waiting += arguments if not isinstance(annotation, type) else ()
     return None
 
 

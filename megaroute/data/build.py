@@ -8,8 +8,8 @@ from pathlib import Path
 
 from megaroute.common.errors import DataError
 from megaroute.data.documents import Document, name_hash
-from megaroute.data.manifest import MANIFEST_NAME, Manifest, write_manifest
-from megaroute.data.shards import ShardFolderWriter
+from megaroute.data.manifest import MANIFEST_NAME, Manifest, ShardEntry, write_manifest
+from megaroute.data.shard_writer import ShardFolderWriter, Tokenize, token_type
 from megaroute.data.tokenizer import Tokenizer
 
 
@@ -19,6 +19,7 @@ def build_shards(
     *,
     shard_bytes: int,
     tokenizer: Tokenizer | None = None,
+    tokenize: Tokenize = "no",
     valid_out: Path | None = None,
     valid_fraction: float = 0.0,
     overwrite: bool = False,
@@ -26,22 +27,28 @@ def build_shards(
     """Write `documents` as a folder of shards with its manifest; the same documents give the same bytes.
 
     With `valid_out`, the share `valid_fraction` of documents, drawn by a hash of their ids, goes there instead.
-    `shard_bytes` is the UTF-8 text of a shard; with a tokenizer the manifest has token counts.  Returns the manifests
-    of `out` and, if given, `valid_out`.  Raises DataError, and leaves everything as it was, when a folder exists
-    (unless `overwrite`), cannot be written, or would be empty.
+    `shard_bytes` is the UTF-8 text of a shard; with a tokenizer the manifest has token counts, and `tokenize` says
+    whether the ids are stored too.  Returns the manifests of `out` and, if given, `valid_out`.  Raises DataError, and
+    leaves everything as it was, when a folder exists (unless `overwrite`), cannot be written, or would be empty.
     """
     folders = [out.absolute()] if valid_out is None else [out.absolute(), valid_out.absolute()]
-    _check_targets(folders, overwrite)
+    check_targets(folders, overwrite)
+    stored = token_type(tokenizer, tokenize)
     try:
         with ExitStack() as stack:
             drafts = [stack.enter_context(_draft_beside(folder)) for folder in folders]
-            writers = [ShardFolderWriter(draft, shard_bytes) for draft in drafts]
+            writers = [
+                ShardFolderWriter(draft, shard_bytes, tokens=stored, text=tokenize != "only") for draft in drafts
+            ]
             for writer in writers:
                 stack.callback(writer.discard)
-            _write(documents, writers, tokenizer, valid_fraction)
-            manifests = [_seal(writer, folder, tokenizer) for writer, folder in zip(writers, folders, strict=True)]
+            split_documents(documents, writers, tokenizer, valid_fraction)
+            manifests = [
+                seal(writer.folder, writer.close(), folder, tokenizer, tokenize)
+                for writer, folder in zip(writers, folders, strict=True)
+            ]
             for draft, folder in zip(drafts, folders, strict=True):
-                _publish(draft, folder)
+                publish(draft, folder)
     except OSError as error:
         raise DataError(
             f"{error.filename or out} cannot be written ({error.strerror}), so no shards were made; "
@@ -50,7 +57,8 @@ def build_shards(
     return manifests
 
 
-def _check_targets(folders: Sequence[Path], overwrite: bool) -> None:
+def check_targets(folders: Sequence[Path], overwrite: bool) -> None:
+    """Raise DataError when folders overlap, or exist and may not be replaced."""
     for folder in folders:
         others = [other for other in folders if other is not folder]
         if any(folder == other or folder in other.parents for other in others):
@@ -82,28 +90,36 @@ def _draft_beside(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write(
+def split_documents(
     documents: Iterable[Document],
     writers: Sequence[ShardFolderWriter],
     tokenizer: Tokenizer | None,
     valid_fraction: float,
 ) -> None:
+    """Write each document to the first writer, or to the second, if there is one, by a hash of its id."""
     valid_below = int(valid_fraction * 2**64) if len(writers) > 1 else 0
     for document in documents:
         writer = writers[name_hash(document.id, "valid") < valid_below]
-        writer.write(document, len(tokenizer.encode(document.text)) + 1 if tokenizer else None)
+        writer.write(document, tokenizer.encode(document.text) if tokenizer else None)
 
 
-def _seal(writer: ShardFolderWriter, folder: Path, tokenizer: Tokenizer | None) -> Manifest:
-    entries = writer.close()
+def seal(
+    draft: Path, entries: Sequence[ShardEntry], folder: Path, tokenizer: Tokenizer | None, tokenize: Tokenize
+) -> Manifest:
+    """Write the manifest of the shards in `draft`.  Raises DataError, which names `folder`, when there are none."""
     if not entries:
         raise DataError(f"no document is left for {folder}, and a stream needs one; give more text or another share")
-    manifest = Manifest(tokenizer=tokenizer.fingerprint if tokenizer else None, shards=tuple(entries))
-    write_manifest(writer.folder, manifest)
+    manifest = Manifest(
+        tokenizer=tokenizer.fingerprint if tokenizer else None,
+        token_type=token_type(tokenizer, tokenize),
+        text=None if tokenize == "only" else "txt",
+        shards=tuple(entries),
+    )
+    write_manifest(draft, manifest)
     return manifest
 
 
-def _publish(draft: Path, folder: Path) -> None:
+def publish(draft: Path, folder: Path) -> None:
     """Put `draft` at `folder`; what was there is removed last."""
     old = draft.with_suffix(".old")
     if folder.exists():

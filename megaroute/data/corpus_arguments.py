@@ -5,15 +5,14 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from megaroute.data.documents import Document, input_files, read_documents, stdlib_files
+from megaroute.data.documents import Document, TextFile, input_files, read_documents, stdlib_files
+from megaroute.data.formats import SUFFIXES
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --input or --source, --text-field, --id-field and --max-bytes."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--input", nargs="+", metavar="GLOB", help="files or quoted patterns: .jsonl, .jsonl.gz, .jsonl.xz, .txt"
-    )
+    source.add_argument("--input", nargs="+", metavar="GLOB", help=f"files or quoted patterns: {', '.join(SUFFIXES)}")
     source.add_argument(
         "--source", choices=["stdlib"], help="stdlib: the Python files of the running Python's standard library"
     )
@@ -27,11 +26,18 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def corpus_files(arguments: argparse.Namespace) -> list[TextFile]:
+    """Files that the flags name.  Raises DataError when there are none, or ones of an unknown kind."""
+    return stdlib_files() if arguments.source else input_files(arguments.input)
+
+
 def corpus_documents(arguments: argparse.Namespace) -> Iterator[Document]:
     """Documents that the flags name, with a progress bar on a terminal.  Raises DataError for files it cannot read."""
-    files = stdlib_files() if arguments.source else input_files(arguments.input)
     documents = read_documents(
-        files, text_field=arguments.text_field, id_field=arguments.id_field, max_bytes=arguments.max_bytes
+        corpus_files(arguments),
+        text_field=arguments.text_field,
+        id_field=arguments.id_field,
+        max_bytes=arguments.max_bytes,
     )
     return _with_progress(documents, arguments.max_bytes)
 

@@ -1,43 +1,31 @@
 """The data cursor: where a run stands in its stream, free of ranks and workers, and what the stream was made of."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from megaroute.common.errors import DataError
-from megaroute.common.files import sha256_file
-from megaroute.config.data import DataConfig
-from megaroute.data.lanes import LaneState
-from megaroute.data.manifest import load_manifest
+from megaroute.data.identity import KEYS, adapted, difference, refuse
+from megaroute.data.ledger import Ledger
+from megaroute.data.rows import LaneState
 
-FORMAT = 1
-KEYS = {
-    "manifest": "data.train",
-    "tokenizer": "data.tokenizer",
-    "sequence_length": "data.sequence_length",
-    "lanes": "data.lanes",
-    "seed": "data.seed",
-}
+FORMAT = 2
 
 
-def data_identity(data: DataConfig) -> dict[str, Any]:
-    """What the training stream is a function of: manifest and tokenizer checksums, sequence length, lanes, seed.
+@dataclass(frozen=True)
+class Change:
+    """Something that the stream is a function of, changed on purpose between two rows."""
 
-    Raises DataError when the manifest or the tokenizer cannot be read.
-    """
-    try:
-        tokenizer = sha256_file(data.tokenizer)
-    except OSError as error:
-        raise DataError(f"data.tokenizer: {data.tokenizer} cannot be read ({error.strerror}); give its path") from error
-    return {
-        "manifest": load_manifest(data.train).fingerprint,
-        "tokenizer": tokenizer,
-        "sequence_length": data.sequence_length,
-        "lanes": data.lanes,
-        "seed": data.seed,
-    }
+    samples: NonNegativeInt
+    """Rows made before it."""
+    field: str
+    """Field of the identity."""
+    before: Any
+    """Its value before."""
+    after: Any
+    """Its value after."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +34,27 @@ class Cursor:
 
     samples: NonNegativeInt
     """Rows consumed by all replicas together: the next row is g = samples."""
-    identity: dict[str, Any]
+    identity: Mapping[str, Any]
     """`data_identity` of the run that wrote the cursor."""
-    lanes: dict[int, LaneState]
+    lanes: Mapping[int, LaneState]
     """State of each lane after its last consumed row; lanes that have made none are absent."""
+    digest: NonNegativeInt = 0
+    """Checksum of all consumed rows, see `Ledger`."""
+    tokens: Mapping[str, NonNegativeInt] = field(default_factory=dict)
+    """Tokens consumed, by source."""
+    skipped: NonNegativeInt = 0
+    """Slices given up for damage."""
+    changes: tuple[Change, ...] = ()
+    """What data.allow_change let through, in order."""
     format: int = FORMAT
     """Version of this record."""
 
     def to_json(self) -> dict[str, Any]:
         """The cursor as values that JSON can hold."""
-        record = asdict(self)
-        return {**record, "lanes": {str(lane): state for lane, state in sorted(record["lanes"].items())}}
+        lanes = {str(lane): asdict(state) for lane, state in sorted(self.lanes.items())}
+        plain = {name: getattr(self, name) for name in ("format", "samples", "identity", "tokens", "skipped")}
+        digest = Ledger(self.digest).text  # as text, since other readers of JSON keep 53 bits of a number
+        return {**plain, "digest": digest, "changes": [asdict(change) for change in self.changes], "lanes": lanes}
 
     @staticmethod
     def from_json(value: Any) -> "Cursor":
@@ -68,38 +66,51 @@ class Cursor:
                 f"resume with the version that wrote it, or start afresh with checkpoint.resume=false"
             )
         try:
-            cursor = TypeAdapter(Cursor).validate_python(dict(value))
-        except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise DataError(f"the data cursor is damaged at {place}; resume from an older checkpoint") from error
+            cursor = TypeAdapter(Cursor).validate_python({**value, "digest": int(value.get("digest", ""), 16)})
+        except (ValidationError, TypeError, ValueError) as error:
+            invalid = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ("digest",)
+            raise _damaged(".".join(map(str, invalid))) from error
         if set(cursor.identity) != set(KEYS) or not isinstance(cursor.identity["lanes"], int):
-            raise DataError("the data cursor is damaged at identity; resume from an older checkpoint")
+            raise _damaged("identity")
         _check_rows_made(cursor)
         return cursor
 
-    def check(self, identity: Mapping[str, Any]) -> None:
-        """Raise DataError, naming the key, unless a stream with `identity` goes on exactly where this one stopped."""
-        for field, key in KEYS.items():
-            saved, now = self.identity.get(field), identity[field]
-            if saved != now:
-                raise DataError(
-                    f"{key}: the checkpoint's data cursor was written for {_short(saved)}, this run has {_short(now)}; "
-                    f"rows would repeat or skip text: use {_short(saved)}, or start afresh with checkpoint.resume=false"
-                )
+    def continued(self, identity: Mapping[str, Any], allowed: Sequence[str] = ()) -> "Cursor":
+        """The cursor from which a stream with `identity` goes on: this one, if it goes on exactly where this stopped.
+
+        Differences that data.allow_change names are recorded.  Raises DataError, naming the key, for any other.
+        """
+        found = difference(self.identity, identity)
+        for name, (key, saved, now) in found.items():
+            if name not in allowed or name == "lanes":
+                raise refuse(name, key, saved, now)
+        if not found:
+            return self
+        changes = [Change(self.samples, name, self.identity[name], identity[name]) for name in found]
+        lanes = {lane: adapted(state, found, self.identity, identity) for lane, state in self.lanes.items()}
+        return replace(self, identity=identity, lanes=lanes, changes=(*self.changes, *changes))
 
 
-def merge_parts(parts: Iterable[Mapping[str, Any]], samples: int, identity: Mapping[str, Any]) -> Cursor:
+def merge_parts(
+    parts: Iterable[Mapping[str, Any]],
+    samples: int,
+    identity: Mapping[str, Any],
+    ledger: Ledger | None = None,
+    changes: tuple[Change, ...] = (),
+) -> Cursor:
     """The cursor of all replicas after `samples` rows, from each replica's `Stream.cursor_part()`.
 
     Raises DataError when the parts do not fit each other or `samples`: a cursor that lies is worse than none.
     """
-    lanes: dict[int, LaneState] = {}
+    lanes: dict[int, Any] = {}
     for part in parts:
         for name, state in part["lanes"].items():
             if int(name) in lanes:
                 raise DataError(f"two replicas claim lane {name} of the data stream; each must give its own part once")
-            lanes[int(name)] = LaneState(**state)
-    cursor = Cursor(samples, dict(identity), lanes)
+            lanes[int(name)] = state
+    states = TypeAdapter(dict[int, LaneState]).validate_python(lanes)
+    ledger = ledger or Ledger()
+    cursor = Cursor(samples, dict(identity), states, ledger.digest, dict(ledger.tokens), ledger.skipped, changes)
     _check_rows_made(cursor)
     return cursor
 
@@ -117,6 +128,5 @@ def _check_rows_made(cursor: Cursor) -> None:
             )
 
 
-def _short(value: Any) -> str:
-    """Checksums by their first 12 digits."""
-    return f"sha256 {value[:12]}" if isinstance(value, str) and len(value) == 64 else str(value)
+def _damaged(place: str) -> DataError:
+    return DataError(f"the data cursor is damaged at {place}; resume from an older checkpoint")

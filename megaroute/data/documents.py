@@ -1,43 +1,21 @@
-"""Documents from text files: JSON lines (plain, gz, xz), whole text files, and the running Python's own library."""
+"""Documents of a corpus: files by pattern, or the running Python's own library; all of them, or a part of each."""
 
 import glob
-import gzip
 import hashlib
-import io
-import json
-import lzma
 import os
 import sysconfig
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
 
 from megaroute.common.errors import DataError
+from megaroute.data.formats import SUFFIXES, Document, Fields, Piece, TextFile, read_piece
 
-OPENERS: dict[str, Callable[..., Any]] = {".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
-TEXT_SUFFIXES = (".txt", ".py")
+__all__ = ["Document", "TextFile", "input_files", "name_hash", "read_documents", "stdlib_files"]
+
 WINDOW = 16  # files read side by side when only a part of the corpus is wanted
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and a name for it."""
-
-    id: str
-    text: str
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A file of documents; `name` stands for it in document ids, so that ids do not depend on the machine."""
-
-    path: Path
-    name: str
-    skip_undecodable: bool = False
 
 
 def name_hash(name: str, purpose: str) -> int:
@@ -47,17 +25,30 @@ def name_hash(name: str, purpose: str) -> int:
 
 
 def input_files(patterns: Sequence[str]) -> list[TextFile]:
-    """Files that match the glob patterns, sorted within each.  Raises DataError for no match or an unknown suffix."""
-    paths: dict[Path, None] = {}
+    """Files that match the glob patterns, sorted within each.  Raises DataError for no match or an unknown suffix.
+
+    A file's name is its path below the last folder of the pattern that has no wildcard, or its whole path where two
+    files would have the same name.
+    """
+    files: dict[Path, TextFile] = {}
     for pattern in patterns:
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise DataError(f"--input: no file matches {pattern!r}, so there is nothing to read; check the path")
-        paths |= dict.fromkeys(map(Path, found))
-    for path in paths:
-        if not path.is_file() or not path.name.endswith((*OPENERS, *TEXT_SUFFIXES)):
-            raise DataError(f"--input: {path} is not a {', '.join((*OPENERS, *TEXT_SUFFIXES))} file; leave it out")
-    return [TextFile(path, path.name) for path in paths]
+        root = _folder_of(pattern)
+        for path in map(Path, found):
+            files.setdefault(path, TextFile(path, path.relative_to(root).as_posix()))
+    for path in files:
+        if not path.is_file() or not path.name.endswith(SUFFIXES):
+            raise DataError(f"--input: {path} is not a {', '.join(SUFFIXES)} file; leave it out")
+    names = Counter(file.name for file in files.values())
+    return [file if names[file.name] == 1 else replace(file, name=file.path.as_posix()) for file in files.values()]
+
+
+def _folder_of(pattern: str) -> Path:
+    parts = Path(pattern).parts[:-1]
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:plain])
 
 
 def stdlib_files() -> list[TextFile]:
@@ -71,19 +62,28 @@ def stdlib_files() -> list[TextFile]:
 
 
 def read_documents(
-    files: Sequence[TextFile], *, text_field: str = "text", id_field: str = "id", max_bytes: int | None = None
+    files: Sequence[TextFile],
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    metadata: Sequence[str] = (),
+    max_bytes: int | None = None,
 ) -> Iterator[Document]:
-    """Documents that are not empty, file after file.
+    """Documents that are not empty, file after file, with the fields named in `metadata` ("all": every one).
 
     With `max_bytes` (UTF-8 bytes of text) they come in turns from files in an order drawn by their names, so that a
     part of the corpus has something of everything; the document that reaches the bound is the last.
     """
-    readers = [(file, _read_file(file, text_field, id_field)) for file in files]
+    return read_pieces(list(map(Piece, files)), Fields(text_field, id_field, tuple(metadata)), max_bytes)
+
+
+def read_pieces(pieces: Sequence[Piece], fields: Fields, max_bytes: int | None = None) -> Iterator[Document]:
+    """Documents of the pieces; as `read_documents`."""
     if max_bytes is None:
-        yield from (document for _, reader in readers for document in reader)
+        yield from (document for piece in pieces for document in read_piece(piece, fields))
         return
-    readers.sort(key=lambda pair: name_hash(pair[0].name, "order"))
-    for document in _take_turns([reader for _, reader in readers]):
+    drawn = sorted(pieces, key=lambda piece: name_hash(piece.file.name, "order"))
+    for document in _take_turns([read_piece(piece, fields) for piece in drawn]):
         yield document
         max_bytes -= len(document.text.encode())
         if max_bytes <= 0:
@@ -101,56 +101,3 @@ def _take_turns(readers: Iterable[Iterator[Document]]) -> Iterator[Document]:
             active.append(reader)
         elif waiting:
             active.append(waiting.popleft())
-
-
-def _read_file(file: TextFile, text_field: str, id_field: str) -> Iterator[Document]:
-    try:
-        if file.path.name.endswith(TEXT_SUFFIXES):
-            yield from _read_text(file)
-        else:
-            yield from _read_json_lines(file, text_field, id_field)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{file.path} cannot be read ({error}); repair the file or leave it out") from error
-
-
-def _read_text(file: TextFile) -> Iterator[Document]:
-    try:
-        text = file.path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        if file.skip_undecodable:
-            return
-        raise
-    if text:
-        yield Document(file.name, text)
-
-
-def _read_json_lines(file: TextFile, text_field: str, id_field: str) -> Iterator[Document]:
-    with _open_lines(file.path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                document = _parse_line(line, f"{file.path}:{number}", f"{file.name}:{number}", text_field, id_field)
-                if document.text:
-                    yield document
-
-
-def _open_lines(path: Path) -> IO[str]:
-    opener = next(opener for suffix, opener in OPENERS.items() if path.name.endswith(suffix))
-    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8-sig", newline="\n")
-
-
-def _parse_line(line: str, where: str, default_id: str, text_field: str, id_field: str) -> Document:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); repair the line or leave the file out") from error
-    text = record.get(text_field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise DataError(f"{where} has no string field {text_field!r}; name the right one with --text-field")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} has text that is not valid Unicode ({error.reason}); repair or remove the line"
-        ) from error
-    name = record.get(id_field)
-    return Document(default_id if name is None else str(name), text)

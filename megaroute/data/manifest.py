@@ -9,10 +9,15 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, StringC
 
 from megaroute.common.errors import DataError
 from megaroute.common.files import atomic_write
+from megaroute.config.data import RemoteConfig, is_remote
+from megaroute.data.remote import fetch, location
 
 MANIFEST_NAME = "manifest.json"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TokenType = Literal["uint16", "uint32"]
+TOKEN_MEMBERS: dict[str, str] = {"uint16": "u16", "uint32": "u32"}
+"""Extension of the member that holds a document's token ids, little-endian."""
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
@@ -50,6 +55,10 @@ class Manifest(BaseModel):
     """Version of this format."""
     tokenizer: Sha256 | None = None
     """Checksum of the tokenizer that counted the tokens, if one did."""
+    token_type: TokenType | None = None
+    """Type of the token ids that are stored with each document, without end-of-document; None when they are not."""
+    text: str | None = "txt"
+    """Member with the text: an extension, `json.FIELD`, or None when there are token ids only."""
     shards: tuple[ShardEntry, ...]
     """Shards in reading order: a shard's number is its place here."""
 
@@ -76,15 +85,16 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def load_manifest(folder: str | Path, key: str = "data.train") -> Manifest:
+def load_manifest(folder: str | Path, key: str = "data.train", remote: RemoteConfig | None = None) -> Manifest:
     """Read `folder`/manifest.json; `key` is the setting that named the folder, for the error text.
 
-    Raises DataError when the folder or the manifest is missing, unreadable, malformed, or lists no shard.
+    Raises DataError when the folder or the manifest is missing, out of reach, malformed, or lists no shard.
     """
-    path = Path(folder) / MANIFEST_NAME
+    path = location(folder, MANIFEST_NAME)
     remedy = "write the folder with tools/make_shards.py, or copy it again"
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        raw = fetch(path, remote or RemoteConfig(), key) if is_remote(folder) else Path(path).read_bytes()
+        manifest = Manifest.model_validate_json(raw)
     except OSError as error:
         raise DataError(
             f"{key}: {path} cannot be read ({error.strerror}), so its shards are unknown; {remedy}"

@@ -1,8 +1,8 @@
 """The order of documents, as a function of the seed: nothing is drawn, so nothing has to be saved."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,18 +18,18 @@ def permutation(count: int, *key: object) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def cut_slices(documents: list[int], at_least: int) -> np.ndarray:
+def cut_slices(documents: Sequence[int] | np.ndarray, at_least: int) -> np.ndarray:
     """Cut shards of `documents` documents into slices: int64 [slices, 3] of (shard, first document, last + 1).
 
     A slice lies in one shard.  There are `at_least` slices or more, except where there are fewer documents than that.
     """
-    largest = max(1, sum(documents) // at_least)
-    slices = []
-    for shard, count in enumerate(documents):
-        pieces = -(-count // largest)
-        edges = np.arange(pieces + 1) * count // pieces
-        slices += [(shard, first, last) for first, last in pairwise(edges)]
-    return np.array(slices, dtype=np.int64)
+    counts = np.asarray(documents, dtype=np.int64)
+    largest = max(1, int(counts.sum()) // at_least)
+    pieces = -(-counts // largest)
+    shard = np.repeat(np.arange(len(counts)), pieces)
+    rank = np.arange(len(shard)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    edges = np.stack([rank, rank + 1]) * counts[shard] // pieces[shard]
+    return np.stack([shard, *edges], axis=1)
 
 
 class Order:

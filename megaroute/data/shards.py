@@ -1,25 +1,34 @@
-"""Tar shards with a byte index: writing them the same way each time, reading any document by one seek.
+"""Tar shards with a byte index: reading any document by one seek.
 
 webdataset imports torch, which takes seconds; so it is imported by the functions that need it.
 """
 
+import errno
 import io
+import json
 import os
 import tarfile
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from megaroute.common.errors import DataError
-from megaroute.common.files import sha256_file
-from megaroute.data.documents import Document
-from megaroute.data.manifest import Manifest, ShardEntry
+from megaroute.common.errors import DamagedShard, DataError
+from megaroute.config.data import CacheConfig, RemoteConfig
+from megaroute.data.cache import CacheFull
+from megaroute.data.manifest import TOKEN_MEMBERS, Manifest, ShardEntry
+from megaroute.data.members import NOTES, document_members
+from megaroute.data.remote import location
+from megaroute.data.retry import is_transient, retry
+from megaroute.data.store import REMEDY, Store, open_store, unreadable
+from megaroute.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 BLOCK = 512  # tar pads every member to this many bytes
 OPEN_FILES = 32
-MAX_DOCUMENTS = 100_000  # of one shard: keeps its index under a megabyte
 
 
 def build_index(path: str | Path) -> np.ndarray:
@@ -31,152 +40,164 @@ def build_index(path: str | Path) -> np.ndarray:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             key, _ = base_plus_ext(member.name)
-            if key != last_key:
-                offsets.append(member.offset)
-                last_key = key
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            if not member.isreg() or key is None or NOTES.match(member.name):
+                continue
+            if key != last_key:
+                offsets.append(member.offset if offsets else 0)  # what lies before the first goes with it
+                last_key = key
     return np.array([*offsets, end], dtype=np.int64)
 
 
-class ShardFolderWriter:
-    """Writes documents into numbered shards of an empty folder.
-
-    The bytes written depend on the documents and on `shard_bytes` (UTF-8 text of a shard) alone.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        from webdataset.writer import ShardWriter
-
-        self.folder = folder
-        self._entries: list[ShardEntry] = []
-        self._documents = self._text_bytes = self._tokens = 0
-        self._counted = True
-        pattern = str(folder.resolve()).replace("%", "%%") + "/shard-%06d.tar"
-        self._writer = ShardWriter(
-            pattern, maxcount=MAX_DOCUMENTS, maxsize=shard_bytes, post=self._finish_shard, verbose=0, mtime=0
-        )
-
-    def write(self, document: Document, tokens: int | None = None) -> None:
-        """Append one document; `tokens` is its length with the end-of-document token, if known."""
-        text = document.text.encode()
-        self._writer.write({"__key__": f"{self._writer.total:09d}", "txt": text, "json": {"id": document.id}})
-        # The writer closes a full shard at the start of write(), so these sums belong to the shard that is open now.
-        self._documents += 1
-        self._text_bytes += len(text)
-        self._tokens += tokens or 0
-        self._counted = tokens is not None
-
-    def close(self) -> list[ShardEntry]:
-        """Finish the last shard; the entries of all shards."""
-        self._writer.finish()
-        return self._entries
-
-    def discard(self) -> None:
-        """Close a shard that is still open, for a folder that will be removed; nothing happens after close()."""
-        self._writer.post = None
-        with suppress(OSError):
-            self._writer.finish()
-
-    def _finish_shard(self, name: str) -> None:
-        if not self._documents:  # closed without a document
-            os.unlink(name)
-            return
-        path = Path(name)
-        index_path = path.with_suffix(".index.npy")
-        index = build_index(path)
-        assert len(index) == self._documents + 1, f"{path}: {len(index) - 1} documents found, {self._documents} written"
-        np.save(index_path, index)
-        self._entries.append(
-            ShardEntry(
-                name=path.name,
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
-                index=index_path.name,
-                index_sha256=sha256_file(index_path),
-                documents=self._documents,
-                text_bytes=self._text_bytes,
-                tokens=self._tokens if self._counted else None,
-            )
-        )
-        self._documents = self._text_bytes = self._tokens = 0
-
-
-def check_size(folder: Path, entry: ShardEntry, key: str) -> None:
-    """Raise DataError unless the shard is there and as long as the manifest says; `key` named its folder."""
-    path = folder / entry.name
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{key}: shard {path} is listed in the manifest but cannot be read ({error.strerror}); copy it again"
-        ) from error
-    if size != entry.bytes:
-        raise DataError(
-            f"{key}: shard {path} has {size} bytes, its manifest says {entry.bytes}; it is cut off or was changed, "
-            f"and text would be lost or repeated: copy it again or write the folder anew with tools/make_shards.py"
-        )
-
-
 def load_index(folder: Path, entry: ShardEntry, key: str) -> np.ndarray:
-    """The shard's byte index, int64 [documents + 1].  Raises DataError when it cannot belong to the shard."""
-    path = folder / entry.index
+    """The byte index of a local shard, int64 [documents + 1].  Raises DamagedShard when it cannot belong to it."""
+    what, shard = f"{key}: index {folder / entry.index}", str(folder / entry.name)
+    return _load_index(open_store(folder, key), entry, what, shard)
+
+
+def _load_index(store: Store, entry: ShardEntry, what: str, shard: str) -> np.ndarray:
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
+        with store.open_index(entry) as file:
+            index = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{key}: index {path} cannot be read ({error}); copy the folder again") from error
+        raise DamagedShard(f"{what} cannot be read ({error}); copy the folder again", shard=shard) from error
     fits = index.shape == (entry.documents + 1,) and index.dtype == np.int64
     if not fits or index[0] != 0 or index[-1] > entry.bytes or np.any(np.diff(index) <= 0):
-        raise DataError(
-            f"{key}: index {path} does not fit its shard of {entry.documents} documents and {entry.bytes} bytes, "
-            f"so documents would be cut at wrong places; copy the folder again"
+        raise DamagedShard(
+            f"{what} does not fit its shard of {entry.documents} documents and {entry.bytes} bytes, so documents "
+            f"would be cut at wrong places; copy the folder again",
+            shard=shard,
         )
     return index
 
 
 class ShardSet:
-    """Documents of a folder of local shards, by shard number and document number."""
+    """Documents of a folder of shards, by shard number and document number; keeps `open_files` shards open.
 
-    def __init__(self, folder: Path, manifest: Manifest, key: str = "data.train") -> None:
-        self.folder, self.manifest, self._key = folder, manifest, key
-        self._indexes: dict[int, np.ndarray] = {}
-        self._files: OrderedDict[int, io.BufferedReader] = OrderedDict()  # least recently used first
+    The folder may be a URL; its files are then fetched into the cache as they are needed.  Every method that reads
+    raises DamagedShard, with shard, document and offset, for a shard that is missing, cut off, of another size or
+    checksum than the manifest says, or damaged in that document; passing errors are tried again first, and what is no
+    damage (a server out of reach, a full disk, permissions) is a plain DataError.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        manifest: Manifest,
+        key: str = "data.train",
+        open_files: int | None = None,
+        remote: RemoteConfig | None = None,
+        cache: CacheConfig | None = None,
+    ) -> None:
+        self.folder, self.manifest, self._key, self._limit = folder, manifest, key, open_files or OPEN_FILES
+        self._remote = remote or RemoteConfig()
+        self._store = open_store(folder, key, remote, cache)
+        self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()  # least recently used first
+        self._files: OrderedDict[int, io.BufferedReader] = OrderedDict()
 
     def read(self, shard: int, document: int) -> str:
-        """Text of one document.  Raises DataError when the shard is missing, of another size, or damaged there."""
-        index = self._index(shard)
-        start, end = int(index[document]), int(index[document + 1])
-        where = f"{self._key}: document {document} of {self.folder / self.manifest.shards[shard].name}"
-        try:
-            raw = os.pread(self._file(shard).fileno(), end - start, start)
-            return _parse(raw)
-        except (OSError, EOFError, tarfile.TarError, ValueError, KeyError) as error:
-            raise DataError(f"{where} cannot be read ({error}); the shard is damaged: copy it again") from error
+        """Text of one document."""
+        place = self.manifest.text
+        if place is None:
+            raise DataError(
+                f"{self._key}: {self.folder} holds token ids without the texts; read those, or prepare it again with "
+                f"--tokenize beside"
+            )
+        return self._parsed(shard, document, lambda members: member_text(members, place))
+
+    def read_tokens(self, shard: int, document: int) -> np.ndarray:
+        """Stored token ids of one document, without end-of-document, int32 [n]: what its tokenizer gives for its text.
+
+        The manifest's `token_type` says whether there are any, its `tokenizer` whose they are.
+        """
+        stored = self.manifest.token_type
+        assert stored is not None, f"{self.folder} has no token ids"
+        kind = np.dtype(stored).newbyteorder("<")
+        return self._parsed(
+            shard, document, lambda members: np.frombuffer(members[TOKEN_MEMBERS[stored]], kind).astype(np.int32)
+        )
+
+    def encoded(self, shard: int, document: int, tokenizer: Tokenizer) -> np.ndarray:
+        """Token ids of one document with end-of-document, int32 [n + 1]: the stored ones, or made from the text now.
+
+        `check_same_tokenizer` must have passed.
+        """
+        if self.manifest.token_type is not None:
+            return np.append(self.read_tokens(shard, document), np.int32(tokenizer.eod))
+        return np.array([*tokenizer.encode(self.read(shard, document)), tokenizer.eod], dtype=np.int32)
+
+    def describe(self, shard: int, document: int) -> Any:
+        """What is stored of a document beside its text: `{"id": .., "metadata": ..}` in our shards; None if nothing."""
+        return self._parsed(shard, document, lambda members: json.loads(members["json"]) if "json" in members else None)
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         while self._files:
             self._files.popitem()[1].close()
 
+    def _parsed(self, shard: int, document: int, parse: Callable[[dict[str, bytes]], T]) -> T:
+        """`parse` of the members of a document."""
+        index = self._index(shard)
+        start, end = int(index[document]), int(index[document + 1])
+        path = location(self.folder, self.manifest.shards[shard].name)
+        what = f"{self._key}: document {document} of {path}"
+        try:
+            raw = retry(lambda: self._bytes(shard, start, end), self._remote, is_transient, what)
+            return parse(document_members(raw))
+        except OSError as error:
+            if error.errno not in (None, errno.EIO):
+                raise unreadable(what, error, path) from error
+            reason: Exception = error
+        except (EOFError, tarfile.TarError, ValueError, KeyError) as error:
+            reason = error
+        raise DamagedShard(
+            f"{what} cannot be read at byte {start} ({reason}); the shard is damaged: {REMEDY}",
+            shard=path,
+            document=document,
+            offset=start,
+        ) from reason
+
+    def _bytes(self, shard: int, start: int, end: int) -> bytes:
+        try:
+            raw = os.pread(self._file(shard).fileno(), end - start, start)
+        except OSError:
+            if shard in self._files:
+                self._files.pop(shard).close()  # a stale handle never recovers
+            raise
+        if len(raw) < end - start:
+            raise EOFError(f"the file ends {end - start - len(raw)} bytes early")
+        return raw
+
     def _index(self, shard: int) -> np.ndarray:
         if shard not in self._indexes:
+            if len(self._indexes) >= self._limit:
+                self._indexes.popitem(last=False)
             entry = self.manifest.shards[shard]
-            check_size(self.folder, entry, self._key)
-            self._indexes[shard] = load_index(self.folder, entry, self._key)
+            what = f"{self._key}: index {location(self.folder, entry.index)}"
+            # In memory, since a map would hold its file open; few, since an index is up to a megabyte.
+            self._indexes[shard] = _load_index(self._store, entry, what, location(self.folder, entry.name))
+        self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
     def _file(self, shard: int) -> io.BufferedReader:
         if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
+            if len(self._files) >= max(1, self._limit - 1):  # one is for an index that is read
                 self._files.popitem(last=False)[1].close()
-            self._files[shard] = (self.folder / self.manifest.shards[shard].name).open("rb")
+            entry = self.manifest.shards[shard]
+            try:
+                self._files[shard] = self._store.open_shard(entry)
+            except CacheFull:
+                self.close()  # what we have open cannot make room
+                self._files[shard] = self._store.open_shard(entry)
         self._files.move_to_end(shard)
         return self._files[shard]
 
 
-def _parse(raw: bytes) -> str:
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    samples = list(group_by_keys(tar_file_expander([{"url": "", "stream": io.BytesIO(raw)}])))
-    if len(samples) != 1:
-        raise ValueError(f"{len(samples)} documents where 1 should be")
-    return samples[0]["txt"].decode()
+def member_text(members: Mapping[str, bytes], place: str) -> str:
+    """The text at `place`: an extension, or `json.FIELD`.  Raises KeyError or ValueError where there is none."""
+    if place in members or not place.startswith("json."):
+        return members[place].decode()
+    text = json.loads(members["json"])[place.removeprefix("json.")]
+    if not isinstance(text, str):
+        raise ValueError(f"{place!r} is no string")
+    return text

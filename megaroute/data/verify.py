@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from megaroute.common.errors import DataError
+from megaroute.common.errors import DamagedShard, DataError
 from megaroute.common.files import sha256_file
-from megaroute.config.data import DataConfig
+from megaroute.config.data import DataConfig, is_remote
 from megaroute.data.manifest import Manifest, ShardEntry, load_manifest
-from megaroute.data.shards import check_size, load_index
+from megaroute.data.shards import load_index
+from megaroute.data.store import REMEDY, check_size
 from megaroute.data.tokenizer import Tokenizer
 
 
@@ -14,7 +15,8 @@ def check_data(data: DataConfig, vocab_size: int) -> None:
     """Raise DataError, in one sentence with key and file, unless a run can read all its text.
 
     Shards and indexes of data.train and data.valid must be there with the size, and for data.verify = "full" the
-    sha256, of their manifest; the tokenizer must load, be the one that the manifests name, if they do, and have at most
+    sha256, of their manifest, except in a remote folder, whose files are checked when they are fetched; the tokenizer
+    must load, be the one that the manifests name, if they do, and have at most
     `vocab_size` (model.vocab_size) pieces.
     """
     tokenizer = Tokenizer(data.tokenizer)
@@ -24,16 +26,16 @@ def check_data(data: DataConfig, vocab_size: int) -> None:
             f"{data.tokenizer}; ids past the embedding cannot be looked up: use {tokenizer.vocab_size} or more, "
             f"or a smaller tokenizer"
         )
-    folders = {"data.train": data.train, "data.valid": data.valid}
-    for key, folder in folders.items():
-        if folder is not None:
-            manifest = load_manifest(folder, key)
-            check_same_tokenizer(tokenizer, manifest, folder, key)
-            for entry in manifest.shards:
-                _check_shard(folder, entry, key, full=data.verify == "full")
+    for key, folder in data.folders.items():
+        manifest = load_manifest(folder, key, data.remote)
+        check_same_tokenizer(tokenizer, manifest, folder, key)
+        # What may be skipped is found, recorded and counted while training.
+        skipped = is_remote(folder) or (data.on_damage == "skip" and key != "data.valid")
+        for entry in () if skipped else manifest.shards:
+            check_shard(Path(folder), entry, key, full=data.verify == "full")
 
 
-def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: Path, key: str) -> None:
+def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: str | Path, key: str) -> None:
     """Raise DataError when the shards were counted with another tokenizer than the run's."""
     if manifest.tokenizer is not None and manifest.tokenizer != tokenizer.fingerprint:
         raise DataError(
@@ -43,7 +45,8 @@ def check_same_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: Path,
         )
 
 
-def _check_shard(folder: Path, entry: ShardEntry, key: str, full: bool) -> None:
+def check_shard(folder: Path, entry: ShardEntry, key: str, full: bool) -> None:
+    """Raise DamagedShard unless shard and index are as the manifest says, with `full` byte for byte."""
     check_size(folder, entry, key)
     load_index(folder, entry, key)
     if not full:
@@ -51,7 +54,8 @@ def _check_shard(folder: Path, entry: ShardEntry, key: str, full: bool) -> None:
     for name, expected in ((entry.name, entry.sha256), (entry.index, entry.index_sha256)):
         found = sha256_file(folder / name)
         if found != expected:
-            raise DataError(
+            raise DamagedShard(
                 f"{key}: {folder / name} has sha256 {found[:12]}, its manifest says {expected[:12]}; its content was "
-                f"damaged or changed: copy it again or write the folder anew with tools/make_shards.py"
+                f"damaged or changed: {REMEDY}",
+                shard=str(folder / entry.name),
             )

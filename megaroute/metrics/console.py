@@ -20,6 +20,9 @@ MOST_UNITS_SHOWN = 8
 EVEN = 1.005
 """Up to this maximum over mean the load of the ranks is not worth a word."""
 
+LONG_WAIT = 0.01
+"""Up to this share of the time waiting for data is not worth a word."""
+
 
 @dataclass
 class Interval:
@@ -30,6 +33,7 @@ class Interval:
     tokens: float = 0.0
     flops: float = 0.0
     dense_flops: float = 0.0
+    wait: float = 0.0
 
     def add(self, record: TrainRecord) -> None:
         """Count one more step."""
@@ -38,6 +42,7 @@ class Interval:
         self.tokens += record.tokens_per_second * record.seconds
         self.flops += record.executed_flops
         self.dense_flops += record.dense_flops
+        self.wait += record.data.get("wait_s", 0.0)
 
     def per_second(self, amount: float) -> float:
         """`amount` over the time of the interval; 0 when no time passed."""
@@ -116,12 +121,20 @@ class LogSink(NullSink):
             *self._speed(),
             density_text(self._units, record.density),
             *load_text(record),
+            *self._data(record),
             f"lr {record.lr:.2e}",
             f"eta {duration(left)}",
         ]
         if record.skipped_update:
             parts.append(f"update skipped: loss or gradient not finite, {record.nonfinite} in a row")
         return parts
+
+    def _data(self, record: TrainRecord) -> list[str]:
+        """Shares of several sources, and a wait for data that is worth a word."""
+        shares = record.data_shares
+        parts = [", ".join(f"{name} {percent(share)}" for name, share in shares.items())] if len(shares) > 1 else []
+        wait = self._interval.per_second(self._interval.wait)
+        return [*parts, f"waiting for data {percent(wait)}"] if wait > LONG_WAIT else parts
 
     def _speed(self) -> list[str]:
         """Tokens, FLOP/s and, where the device is known, utilisation: executed, and as if nothing had been skipped."""

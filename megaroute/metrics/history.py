@@ -96,8 +96,12 @@ def overlap(history: History) -> list[tuple[int, TrainRecord, TrainRecord]]:
 
 
 def differences(a: TrainRecord, b: TrainRecord) -> tuple[str, ...]:
-    """Names of the fields in COMPARED whose bits differ between two records of a step; NaN equals NaN."""
-    return tuple(name for name in COMPARED if not _same(getattr(a, name), getattr(b, name)))
+    """Names of the fields in COMPARED whose bits differ between two records of a step, NaN being equal to NaN, and
+    "data" when they have read other rows."""
+    found = [name for name in COMPARED if not _same(getattr(a, name), getattr(b, name))]
+    if "digest" in a.data and "digest" in b.data and a.data["digest"] != b.data["digest"]:
+        found.append("data")
+    return tuple(found)
 
 
 def _same(a: float | Sequence[float], b: float | Sequence[float]) -> bool:

@@ -66,6 +66,17 @@ class TrainRecord:
     """How evenly the computed rows lie.  `ranks`: maximum over mean of all ranks; `rank_rows`: rows of each rank,
     [stages][replicas], attention and MLP half a row each, dense layers included; `units`: maximum over mean of the
     replicas, per routed unit; `stages`: mean of each stage's ranks; `stages_max_over_mean`: of these."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Where the rows came from.  Since the start of the run: `digest`, checksum of the rows, equal at equal `samples`
+    for runs that read the same; `tokens` by source; `skipped` slices.  `wait_s`: seconds of this step that the replica
+    waiting longest waited for its rows."""
+
+    @property
+    def data_shares(self) -> dict[str, float]:
+        """Share of all tokens so far, by source."""
+        tokens: Mapping[str, int] = self.data.get("tokens", {})
+        total = sum(tokens.values())
+        return {name: count / total for name, count in tokens.items()} if total else {}
 
     @property
     def step_tokens(self) -> int:

@@ -102,6 +102,8 @@ class TensorBoardSink(NullSink):
                 **self._per_unit("overflow", record.overflow),
                 **{f"flops/{part}": flops for part, flops in record.flops.items()},
                 **({"load/max_over_mean": record.load["ranks"]} if "ranks" in record.load else {}),
+                **({"data/wait_s": record.data["wait_s"]} if "wait_s" in record.data else {}),
+                **{f"data/share_{name}": share for name, share in record.data_shares.items()},
             },
         )
 

@@ -68,7 +68,7 @@ def results(run: RunView) -> list[Fact]:
     """Key results, those that there are."""
     if not run.history.train:
         return []
-    return [*_losses(run), *_work(run), *_trust(run)]
+    return [*_losses(run), *_work(run), *_data(run), *_trust(run)]
 
 
 def attempts(run: RunView) -> list[Attempt]:
@@ -175,6 +175,25 @@ def _work(run: RunView) -> list[Fact]:
     facts.append(Fact("Tokens", si(train[-1].tokens), f"{train[-1].samples:,} rows"))
     facts += _speed(run, last)
     facts.append(Fact("Time in steps", duration(sum(r.seconds for r in train)), "without start, validation and saving"))
+    return facts
+
+
+def _data(run: RunView) -> list[Fact]:
+    """Shares of the sources, the checksum of all rows, and how long steps waited for theirs."""
+    last = run.history.train[-1]
+    facts = []
+    if len(last.data_shares) > 1:
+        shares = ", ".join(f"{name} {percent(share)}" for name, share in last.data_shares.items())
+        facts.append(Fact("Sources", shares, "measured share of the tokens"))
+    if digest := last.data.get("digest"):
+        note = f"of {last.samples:,} rows: runs that have read the same text have the same checksum at the same row"
+        facts.append(Fact("Data checksum", str(digest), note))
+    waits = [(r.data["wait_s"], r.seconds) for r in run.history.train if "wait_s" in r.data]
+    if seconds := sum(step for _, step in waits):
+        share = sum(wait for wait, _ in waits) / seconds
+        facts.append(Fact("Waiting for data", percent(share), "of the time in steps, of the replica waiting longest"))
+    if skipped := last.data.get("skipped"):
+        facts.append(Fact("Damaged slices", f"{skipped:,}", "of text that could not be read were skipped"))
     return facts
 
 

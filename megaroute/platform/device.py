@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from megaroute.common.errors import ConfigError
 
@@ -27,6 +29,11 @@ class Platform:
     def name(self) -> str:
         """Name of the device as a data sheet has it, or "cpu"."""
         return "cpu" if self.on_cpu else torch.cuda.get_device_name(self.device)
+
+    def upload(self, array: np.ndarray) -> Tensor:
+        """The array on the device.  Off the CPU it goes through pinned memory, and the copy runs beside the host."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.on_cpu else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def synchronize(self) -> None:
         """Wait until the device is done with what was queued; for timing."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from megaroute.config.root import Config
@@ -53,15 +52,15 @@ def cut(
         routing = RoutingContext(
             seed=config.train.seed,
             step=step,
-            samples_B=torch.from_numpy(samples[rows]).to(platform.device),
+            samples_B=platform.upload(samples[rows]),
             budget_scale=budget_scale,
         )
         tokens = labels = starts = None
         if batch is not None:
-            ids = torch.from_numpy(batch.ids[rows].astype(np.int64)).to(platform.device)
+            ids = platform.upload(batch.ids[rows].astype(np.int64))
             tokens, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
             if not config.data.attend_across_documents:
-                starts = torch.from_numpy(batch.starts[rows].T.copy()).to(platform.device)
+                starts = platform.upload(batch.starts[rows].T.copy())
         micros.append(Micro(tokens, labels, micro_batch(length, routing, starts)))
     return micros
 

@@ -8,7 +8,7 @@ from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
 from megaroute.training.signals import STOPPED_EARLY, StopRequest
-from megaroute.training.step import run_step
+from megaroute.training.step import StepResult, run_step
 from megaroute.training.trace import FILE_NAME, trace
 
 log = get_logger(__name__)
@@ -28,6 +28,9 @@ def run(parts: Parts, observer: Observer) -> int:
             for alarm in guard.check(state.step - 1, result.totals.wanted):
                 observer.event("alarm", alarm.message, alarm.values)
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
+            if result.totals.supply.skipped:
+                observer.event("alarm", _damage(parts, result))
+                parts.ledger.check_budget(config.data.skip_budget)
             if result.totals.stop:
                 return _stop(parts, observer)
             if _validation_due(parts):
@@ -41,6 +44,14 @@ def run(parts: Parts, observer: Observer) -> int:
                 write_json(parts.run_dir / FILE_NAME, found)
     observer.event("end", f"finished {state.step} steps")
     return 0
+
+
+def _damage(parts: Parts, result: StepResult) -> str:
+    return (
+        f"{result.totals.supply.skipped} slices of text could not be read and were skipped in step {parts.state.step}, "
+        f"{parts.ledger.skipped} so far of data.skip_budget {parts.config.data.skip_budget}; inspect_checkpoint --data "
+        "says which"
+    )
 
 
 def _validation_due(parts: Parts) -> bool:

@@ -42,6 +42,7 @@ class Observer:
         if self._writer is None:
             return
         state, totals, load = self._parts.state, result.totals, result.load
+        ledger = self._parts.ledger
         self._writer.train(
             TrainRecord(
                 step=state.step,
@@ -65,6 +66,12 @@ class Observer:
                 overflow=totals.overflow,
                 overflow_flops=result.flops.overflow,
                 load=load.record(),
+                data={
+                    "digest": ledger.text,
+                    "tokens": dict(ledger.tokens),
+                    "skipped": ledger.skipped,
+                    "wait_s": totals.supply.wait_s,
+                },
             )
         )
 

@@ -11,6 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megaroute.checkpoint.manager import CheckpointManager
 from megaroute.config.root import Config
 from megaroute.config.units import Unit
+from megaroute.data.ledger import Ledger
 from megaroute.data.stream import Stream
 from megaroute.optim.schedule import BatchSize, Schedule
 from megaroute.parallel.groups import Groups
@@ -38,6 +39,8 @@ class Parts:
     batch_size: BatchSize
     stream: Stream | None
     """Training rows of this replica; None where no tokens are read."""
+    ledger: Ledger
+    """Account of all rows that the run has consumed, equal on all ranks."""
     token_bytes: np.ndarray
     """int32 [vocabulary], bytes of text that each id stands for."""
     checkpoints: CheckpointManager

@@ -8,7 +8,8 @@ from megaroute.common.errors import CheckpointError, LaunchError
 from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
 from megaroute.config.sizes import routing_shape
-from megaroute.data.cursor import Cursor, data_identity
+from megaroute.data.cursor import Cursor
+from megaroute.data.identity import data_identity
 from megaroute.data.verify import check_data
 from megaroute.launch.devices import detect_device
 
@@ -50,4 +51,4 @@ def _check_checkpoint(config: Config) -> None:
     if latest is not None:
         check_files(latest)
         check_model(latest, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
-        Cursor.from_json(read_cursor(latest)).check(data_identity(config.data))
+        Cursor.from_json(read_cursor(latest)).continued(data_identity(config.data), config.data.allow_change)

@@ -33,6 +33,8 @@ def main(config: Config) -> int:
             code = loop.run(parts, observer)
         finally:
             observer.close()
+            if parts.stream is not None:
+                parts.stream.close()
         if rank == 0 and config.metrics.report and code == 0:  # a run that was asked to stop ends at once
             from megaroute.metrics.report import write_report  # takes a second to import, once, here
 

@@ -1,16 +1,18 @@
 """One small sum over all ranks per step: the loss, what routing did, and whether anybody asks to stop."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megaroute.config.units import Unit
+from megaroute.data.stream import Batch
 from megaroute.model.flops import UnitWork
 from megaroute.training.batches import Micro
 from megaroute.training.parts import Parts
+from megaroute.training.supply import Supply, columns, supply_of
 from megaroute.training.tally import FIELDS, dense_pairs, num_experts, tally
 
 
@@ -47,6 +49,8 @@ class Totals:
     """Mean probability of each expert."""
     replica_rows: tuple[tuple[int, ...], ...]
     """Rows of each unit by data-parallel replica."""
+    supply: Supply = field(default_factory=Supply)
+    """What the step took from the data."""
 
     @property
     def density(self) -> tuple[float, ...]:
@@ -69,8 +73,17 @@ class Totals:
         return [UnitWork(*values) for values in columns]
 
 
-def reduce_step(parts: Parts, micros: list[Micro], reports: list[dict[str, Tensor]], stop: bool = False) -> Totals:
-    """Sum over ranks in float64, where counts are exact; tensor rank 0 of each stage speaks for its stage."""
+def reduce_step(
+    parts: Parts,
+    micros: list[Micro],
+    reports: list[dict[str, Tensor]],
+    stop: bool = False,
+    batch: Batch | None = None,
+) -> Totals:
+    """Sum over ranks in float64, where counts are exact; tensor rank 0 of each stage speaks for its stage.
+
+    `batch` holds the rows of the step where they are read.
+    """
     config, groups, device = parts.config, parts.groups, parts.platform.device
     micro_batches = len(micros) * groups.dims.data
     table = tally(config, groups, micros, parts.state.step, device)
@@ -80,15 +93,20 @@ def reduce_step(parts: Parts, micros: list[Micro], reports: list[dict[str, Tenso
     head[1] = float(stop)
     if groups.tensor_rank == 0 and groups.is_first_stage:
         head[2:] = dense_pairs(micros, config.data.sequence_length, device)
-    sums = torch.cat([head, table.flatten()])
+    taken = torch.tensor(columns(config, groups, batch), dtype=torch.float64).to(device)
+    sums = torch.cat([head, table.flatten(), taken])
     dist.all_reduce(sums)
     width, values = table.shape[1], sums.tolist()
-    rows = [values[start : start + width] for start in range(len(head), len(values), width)]
+    end = len(values) - len(taken)
+    rows = [values[start : start + width] for start in range(len(head), end, width)]
     tokens = micro_batches * config.train.micro_batch * config.data.sequence_length
-    return _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config))
+    supply = supply_of(config, groups.dims.data, values[end:])
+    return _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config), supply)
 
 
-def _totals(head: list[float], tokens: int, table: list[list[float]], micro_batches: int, experts: int) -> Totals:
+def _totals(
+    head: list[float], tokens: int, table: list[list[float]], micro_batches: int, experts: int, supply: Supply
+) -> Totals:
     column = {name: [row[index] for row in table] for index, name in enumerate(FIELDS)}
     first, second = len(FIELDS) + experts, len(FIELDS) + 2 * experts
     return Totals(
@@ -106,4 +124,5 @@ def _totals(head: list[float], tokens: int, table: list[list[float]], micro_batc
         choices=tuple(tuple(map(round, row[len(FIELDS) : first])) for row in table),
         expert_probability=tuple(tuple(p / micro_batches for p in row[first:second]) for row in table),
         replica_rows=tuple(tuple(map(round, row[second:])) for row in table),
+        supply=supply,
     )

@@ -12,7 +12,9 @@ from megaroute.checkpoint.manager import CheckpointManager
 from megaroute.common.log import get_logger
 from megaroute.config.root import Config
 from megaroute.config.sizes import routing_shape
-from megaroute.data.cursor import Cursor, data_identity, merge_parts
+from megaroute.data.cursor import Cursor, merge_parts
+from megaroute.data.identity import data_identity
+from megaroute.data.ledger import Ledger
 from megaroute.data.stream import open_stream
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.model.build import build_chunks, routers
@@ -49,6 +51,7 @@ def setup(config: Config, platform: Platform, world_size: int) -> Parts:
         schedule=Schedule(config, optimizer),
         batch_size=batch_size(config, dims.data),
         stream=None,
+        ledger=Ledger(),
         token_bytes=_token_bytes(config),
         checkpoints=CheckpointManager(
             config.run_directory / "checkpoints",
@@ -74,11 +77,12 @@ def _token_bytes(config: Config) -> np.ndarray:
 def _positioned(parts: Parts) -> Parts:
     """Restore, then open the stream where the run stands."""
     restored = parts.checkpoints.restore() if parts.config.checkpoint.resume else None
-    cursor = None
+    data = parts.config.data
+    cursor, ledger = None, Ledger()
     if restored is not None:
         record, saved = restored
         cursor = Cursor.from_json(saved)
-        cursor.check(data_identity(parts.config.data))
+        ledger = Ledger(cursor.digest, dict(cursor.tokens), cursor.skipped)
         state = parts.state
         state.step, state.samples, state.tokens, state.nonfinite = (
             record.step,
@@ -87,10 +91,12 @@ def _positioned(parts: Parts) -> Parts:
             record.nonfinite,
         )
         parts = replace(parts, resumed_from=record.step)
+    parts = replace(parts, ledger=ledger)
     if parts.reads_tokens:
-        data = parts.config.data
         stream = open_stream(data, "train", parts.groups.data_rank, parts.groups.dims.data, cursor)
         parts = replace(parts, stream=stream)
+    elif cursor is not None:
+        cursor.continued(data_identity(data), data.allow_change)  # so that every rank refuses what one refuses
     return parts
 
 
@@ -115,4 +121,6 @@ def gather_cursor(parts: Parts) -> dict[str, Any] | None:
     if dist.get_rank() != 0:
         return None
     given = [part for part in gathered if part is not None]
-    return merge_parts(given, parts.state.samples, data_identity(parts.config.data)).to_json()
+    stream = parts.stream
+    assert stream is not None, "rank 0 is of the first stage, which reads"
+    return merge_parts(given, parts.state.samples, stream.identity, parts.ledger, stream.changes).to_json()

@@ -62,7 +62,9 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     reports = run_schedule(parts, micros, forward_only=False)
-    totals = reduce_step(parts, micros, reports, stop)
+    totals = reduce_step(parts, micros, reports, stop, batch)
+    totals.supply.check(state.step + 1)
+    parts.ledger.add(totals.supply.digest, totals.supply.tokens, totals.supply.skipped)
     grad_norm, skipped = _update(parts, totals)
     parts.platform.synchronize()
 

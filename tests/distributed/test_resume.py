@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from training import Ranks, decisions, numbers, write_config
 
+pytestmark = pytest.mark.data
+
 LAYOUT = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]
 HALF = 4
 
@@ -29,7 +31,7 @@ def test_on_the_same_layout_every_number_and_decision_has_the_same_bits(interrup
     "world_size, layout",
     [
         pytest.param(1, ["train.micro_batch=8"], id="one process"),
-        pytest.param(2, ["train.micro_batch=1"], id="data parallel"),
+        pytest.param(2, ["train.micro_batch=1", "data.workers=2"], id="data parallel with workers"),
     ],
 )
 def test_on_another_layout_it_goes_on_with_the_same_samples_and_losses(interrupted, world_size, layout):
@@ -38,6 +40,7 @@ def test_on_another_layout_it_goes_on_with_the_same_samples_and_losses(interrupt
     for a, b in zip(numbers(resumed), numbers(expected), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert a["density"] == b["density"]
+        assert a["digest"] == b["digest"]
     assert decisions(resumed) == decisions(expected)
 
 

@@ -28,6 +28,11 @@ def decisions(result: Any) -> list:
     return found
 
 
+def without_times(totals: dict) -> dict:
+    del totals["supply"]["wait_s"]
+    return totals
+
+
 def train(run: dict) -> list[dict]:
     import torch.distributed as dist
 
@@ -51,13 +56,16 @@ def train(run: dict) -> list[dict]:
             "density": list(result.totals.density),
             "skipped": result.skipped,
             "rows": list(result.totals.rows),
-            "totals": dataclasses.asdict(result.totals),
+            "totals": without_times(dataclasses.asdict(result.totals)),
+            "digest": parts.ledger.text,
             "flops": result.flops.parts,
             "rank_rows": result.load.rank_rows,
         }
         steps.append({**numbers, "decisions": decisions(result)})
     if run.get("save"):
         parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts))
+    if parts.stream is not None:
+        parts.stream.close()
     for chunk in parts.wrapped:
         # Its hooks hold a cycle that Python cannot see, and with it process groups and their polling threads.
         chunk.grad_accs.clear()

@@ -46,8 +46,8 @@ class Job:
     def file_name(self) -> str:
         """Name of its result, the same only for the same configuration, code and text."""
         digest = hashlib.blake2b(code_fingerprint() + dump_config(self.config).encode(), digest_size=6)
-        for folder in filter(None, (self.config.data.train, self.config.data.valid)):
-            digest.update((folder / MANIFEST_NAME).read_bytes())  # has the checksums of the text
+        for folder in self.config.data.folders.values():
+            digest.update((Path(folder) / MANIFEST_NAME).read_bytes())  # has the checksums of the text
         return f"{self.name}-seed{self.seed}-{digest.hexdigest()}.json"
 
 

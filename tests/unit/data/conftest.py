@@ -1,6 +1,7 @@
 """A small corpus, a tokenizer and two folders of shards, made once and not to be changed; `copied_data` may be."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from megaroute.data.build import build_shards
 from megaroute.data.documents import Document, read_documents, stdlib_files
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.data.tokenizer_training import train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 WORDS = ["beautiful", "is", "better than", "ugly,", "simple\n", "complex", "", "42", "\t", "\u2581", "été", "名"]
 

@@ -3,20 +3,34 @@ import json
 import pytest
 
 from megaroute.common.errors import DataError
-from megaroute.data.cursor import Cursor, data_identity, merge_parts
+from megaroute.data.cursor import Cursor, merge_parts
+from megaroute.data.identity import data_identity
+from megaroute.data.ledger import Ledger
 from megaroute.data.stream import open_stream
 
-IDENTITY = {"manifest": "a" * 64, "tokenizer": "b" * 64, "sequence_length": 32, "lanes": 4, "seed": 7}
+pytestmark = pytest.mark.data
+
+IDENTITY = {
+    "manifest": {"train": "a" * 64},
+    "mixture": {"train": 1.0},
+    "tokenizer": "b" * 64,
+    "sequence_length": 32,
+    "lanes": 4,
+    "seed": 7,
+    "packing": "concat",
+}
 
 
 def part(**made: int) -> dict:
-    lanes = {lane[1:]: {"made": count, "slice": 0, "document": 2, "offset": 5} for lane, count in made.items()}
-    return {"lanes": lanes}
+    state = {"sources": {"train": [0, 3, 80]}, "open": [["train", 0, 2, 5]], "skipped": [["train", 0, 1]]}
+    return {"lanes": {lane[1:]: {"made": count, **state} for lane, count in made.items()}}
 
 
 def test_merge_and_json_round_trip():
-    cursor = merge_parts([part(v0=2, v2=1), part(v1=2, v3=1)], 6, IDENTITY)
+    ledger = Ledger(2**127 + 5, {"train": 198}, 4)
+    cursor = merge_parts([part(v0=2, v2=1), part(v1=2, v3=1)], 6, IDENTITY, ledger)
     assert cursor.samples == 6 and sorted(cursor.lanes) == [0, 1, 2, 3]
+    assert (cursor.digest, cursor.tokens, cursor.skipped) == (2**127 + 5, {"train": 198}, 4)
     assert Cursor.from_json(json.loads(json.dumps(cursor.to_json()))) == cursor
 
 
@@ -37,28 +51,34 @@ def test_parts_that_do_not_fit_are_refused(parts, samples, message):
 @pytest.mark.parametrize(
     ("field", "other", "key"),
     [
-        ("manifest", "c" * 64, "data.train: .* sha256 aaaaaaaaaaaa, this run has sha256 cccccccccccc;"),
+        ("manifest", {"train": "c" * 64}, "data.train: .* sha256 aaaaaaaaaaaa, this run has sha256 cccccccccccc;"),
+        ("mixture", {"train": 0.5, "b": 0.5}, "data.train.b: .* no such source, this run has a share of 0.5;"),
         ("tokenizer", "c" * 64, "data.tokenizer: .* sha256 bbbbbbbbbbbb"),
         ("sequence_length", 64, "data.sequence_length: .* 32, this run has 64;"),
         ("lanes", 8, "data.lanes: .* 4, this run has 8"),
         ("seed", 0, "data.seed: .* 7, this run has 0"),
+        ("packing", "best_fit", "data.packing: .* concat, this run has best_fit"),
     ],
 )
 def test_another_identity_is_refused_by_name(field, other, key):
     cursor = Cursor(0, IDENTITY, {})
-    cursor.check(dict(IDENTITY))
+    assert cursor.continued(dict(IDENTITY)) is cursor
     with pytest.raises(DataError, match=key):
-        cursor.check({**IDENTITY, field: other})
+        cursor.continued({**IDENTITY, field: other})
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
+        {"digest": "xyz"},
+        {"digest": 5},
+        {"tokens": {"train": -1}},
         {"samples": -1},
         {"samples": 3},
         {"lanes": {"0": {"made": 1}}},
         {"lanes": {"0": {"made": "many"}}},
+        {"lanes": {"0": {"made": 1, "open": [["train", 0, 2]]}, "1": {"made": 1}}},
         {"identity": {}},
         {"identity": {**IDENTITY, "lanes": None}},
     ],

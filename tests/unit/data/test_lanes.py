@@ -1,28 +1,18 @@
 import numpy as np
 import pytest
+from texts import Texts, encode_letters, make_texts
 
-from megaroute.data.lanes import Lane, LaneState, Row
-from megaroute.data.order import Order, cut_slices
+from megaroute.data.lanes import Lane
+from megaroute.data.packing import Concat
+from megaroute.data.rows import LaneState, Row
 
-EOD = 0
-
-
-def encode_letters(text: str) -> list[int]:
-    return [*map(ord, text), EOD]
-
-
-def make_texts(documents: list[int]) -> list[list[str]]:
-    """Distinct texts of 0 to 24 letters, one list a shard."""
-    return [
-        [chr(200 + shard) + chr(300 + i) * (i * 7 % 25) for i in range(count)] for shard, count in enumerate(documents)
-    ]
+pytestmark = pytest.mark.data
 
 
 def make_lane(
     texts: list[list[str]], number: int, lanes: int, length: int = 10, state: LaneState | None = None
 ) -> Lane:
-    order = Order(cut_slices([len(shard) for shard in texts], 4 * lanes), 5, "train")
-    return Lane(number, lanes, length, order, lambda shard, i: texts[shard][i], encode_letters, state)
+    return Lane(number, lanes, length, [Texts(texts, lanes)], Concat(), state)
 
 
 def rows_of(lane: Lane, count: int) -> list[Row]:

@@ -1,8 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megaroute.data.order import Order, cut_slices, permutation
+
+pytestmark = pytest.mark.data
 
 PINNED = [2, 0, 7, 1, 4, 5, 6, 3]
 

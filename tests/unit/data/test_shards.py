@@ -1,16 +1,22 @@
+import errno
 import hashlib
+import os
+import pickle
 import tarfile
 
 import numpy as np
 import pytest
 import webdataset
 
-from megaroute.common.errors import DataError
+from megaroute.common.errors import DamagedShard, DataError
+from megaroute.config.data import RemoteConfig
 from megaroute.data import shards
 from megaroute.data.build import build_shards
 from megaroute.data.documents import Document
 from megaroute.data.manifest import load_manifest
 from megaroute.data.shards import ShardSet
+
+pytestmark = pytest.mark.data
 
 
 def all_texts(shard_set: ShardSet) -> list[str]:
@@ -40,7 +46,7 @@ def test_more_shards_than_open_files(data, train_documents, monkeypatch):
     shard_set = ShardSet(data.train, load_manifest(data.train))
     texts = [shard_set.read(shard, 0) for _ in range(2) for shard in range(len(shard_set.manifest.shards))]
     assert len(set(texts)) == len(shard_set.manifest.shards)
-    assert len(shard_set._files) == 2
+    assert len(shard_set._files) == 1  # and an index
 
 
 def test_the_same_documents_give_the_same_bytes(tmp_path, train_documents):
@@ -80,5 +86,98 @@ def test_a_document_whose_tar_is_damaged_is_named(copied_data, offset):
         file.write(b"\xff\xfe")
     shard_set = ShardSet(copied_data.train, manifest)
     shard_set.read(0, 1)
-    with pytest.raises(DataError, match=r"data\.train: document 2 of .*shard-000000\.tar cannot be read"):
+    message = rf"data\.train: document 2 of .*shard-000000\.tar cannot be read at byte {index[2]} .*: copy it again"
+    with pytest.raises(DamagedShard, match=message) as caught:
         shard_set.read(0, 2)
+    place = (caught.value.shard, caught.value.document, caught.value.offset)
+    assert place == (str(copied_data.train / entry.name), 2, index[2])
+    assert vars(pickle.loads(pickle.dumps(caught.value))) == vars(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "cut while open", "longer"])
+def test_a_damaged_shard_is_named(copied_data, damage):
+    manifest = load_manifest(copied_data.train)
+    path = copied_data.train / manifest.shards[1].name
+    shard_set = ShardSet(copied_data.train, manifest)
+    if damage == "cut while open":
+        shard_set.read(1, 0)
+    if damage == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size + (512 if damage == "longer" else -path.stat().st_size // 2))
+    with pytest.raises(DamagedShard, match=str(path)) as caught:
+        shard_set.read(1, manifest.shards[1].documents - 1)
+    assert caught.value.shard == str(path)
+    assert shard_set.read(0, 0)
+
+
+class FailingReads:
+    """Reads of files fail a number of times."""
+
+    def __init__(self, monkeypatch, times: int, number: int) -> None:
+        self.left, self._number, self._read = times, number, os.pread
+        monkeypatch.setattr("os.pread", self.pread)
+
+    def pread(self, *arguments):
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(self._number, os.strerror(self._number))
+        return self._read(*arguments)
+
+
+QUICK = RemoteConfig(attempts=3, backoff_s=0.001)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_passing_errors_are_tried_again_in_place(data, train_documents, monkeypatch, number):
+    shard_set = ShardSet(data.train, load_manifest(data.train), remote=QUICK)
+    FailingReads(monkeypatch, 2, number)
+    assert shard_set.read(0, 2) == train_documents[2].text
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "reads"),
+    [(errno.EIO, DamagedShard, 3), (errno.ESTALE, DataError, 3), (errno.EACCES, DataError, 1)],
+)
+def test_lasting_errors_are_named(data, monkeypatch, number, kind, reads):
+    shard_set = ShardSet(data.train, load_manifest(data.train), remote=QUICK)
+    failing = FailingReads(monkeypatch, 99, number)
+    with pytest.raises(DataError, match=rf"document 2 of .*{os.strerror(number)}") as caught:
+        shard_set.read(0, 2)
+    assert type(caught.value) is kind and 99 - failing.left == reads
+
+
+@pytest.mark.parametrize("tokenize", ["beside", "only"])
+def test_stored_tokens_are_what_the_tokenizer_gives(tmp_path, train_documents, tokenizer, tokenize):
+    texts = ["", "\u2581 x", "\U0001f600 é", *(document.text for document in train_documents[:20])]
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    build_shards(documents, tmp_path / "out", shard_bytes=500, tokenizer=tokenizer, tokenize=tokenize)
+    build_shards(documents, tmp_path / "text", shard_bytes=500)
+    manifest = load_manifest(tmp_path / "out")
+    stored, plain = ShardSet(tmp_path / "out", manifest), ShardSet(tmp_path / "text", load_manifest(tmp_path / "text"))
+    places = [(shard, i) for shard, entry in enumerate(manifest.shards) for i in range(entry.documents)]
+    assert len(places) == len(texts) and manifest.token_type == "uint16"
+    for place, text in zip(places, texts, strict=True):
+        assert stored.read_tokens(*place).tolist() == tokenizer.encode(text)
+        assert stored.encoded(*place, tokenizer).tolist() == [*tokenizer.encode(text), tokenizer.eod]
+        assert np.array_equal(stored.encoded(*place, tokenizer), plain.encoded(*place, tokenizer))
+        assert stored.encoded(*place, tokenizer).dtype == np.int32
+    if tokenize == "beside":
+        assert all_texts(stored) == texts
+    else:
+        with pytest.raises(DataError, match=r"token ids without the texts.*--tokenize beside"):
+            stored.read(0, 0)
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    class Large:
+        vocab_size, fingerprint, eod = 70_000, "a" * 64, 1
+
+        @staticmethod
+        def encode(text: str) -> list[int]:
+            return [69_999, 5]
+
+    build_shards([Document("a", "x")], tmp_path / "out", shard_bytes=500, tokenizer=Large(), tokenize="only")
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.token_type == "uint32"
+    assert ShardSet(tmp_path / "out", manifest).read_tokens(0, 0).tolist() == [69_999, 5]

@@ -6,8 +6,11 @@ import pytest
 
 from megaroute.common.errors import DataError
 from megaroute.config.data import DataConfig
-from megaroute.data.cursor import Cursor, data_identity, merge_parts
+from megaroute.data.cursor import Cursor, merge_parts
+from megaroute.data.identity import data_identity
 from megaroute.data.stream import open_stream
+
+pytestmark = pytest.mark.data
 
 
 def run_replicas(

@@ -1,5 +1,7 @@
 import io
 import os
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,24 @@ def test_any_text_comes_back_and_its_bytes_add_up(tokenizer, text):
 @settings(deadline=None, max_examples=100)
 def test_unigram_models_are_lossless_too(unigram_tokenizer, text):
     assert_lossless(unigram_tokenizer, text)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "unigram_tokenizer"])
+def test_every_character_of_unicode_comes_back(name, request):
+    model = request.getfixturevalue(name)
+    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    for first in range(0, len(characters), 5000):
+        text = "".join(characters[first : first + 5000])
+        assert model.decode(model.encode(text)) == text
+
+
+@given(st.lists(TEXTS, max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_texts_in_a_row_come_back_with_their_ends(tokenizer, texts):
+    """Ids of documents, each with its end, can be taken apart again: the end is in no text."""
+    ids = [i for text in texts for i in (*tokenizer.encode(text), tokenizer.eod)]
+    ends = [-1, *(place for place, i in enumerate(ids) if i == tokenizer.eod)]
+    assert [tokenizer.decode(ids[a + 1 : b]) for a, b in pairwise(ends)] == texts
 
 
 def test_the_space_mark_in_the_text_stays_apart_from_a_space(tokenizer):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,17 @@ def test_process_outside_a_launcher_is_rank_0_of_1(one_process):
     total = torch.ones(2)
     torch.distributed.all_reduce(total)
     assert total.tolist() == [1.0, 1.0]
+
+
+def test_on_the_cpu_an_upload_is_the_array_itself():
+    array = np.arange(6, dtype=np.int64).reshape(2, 3)
+    tensor = device.resolve("cpu").upload(array)
+    assert tensor.dtype == torch.int64 and np.shares_memory(tensor.numpy(), array)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_upload_arrives_on_the_device():
+    array = np.arange(1000, dtype=np.int32)
+    tensor = device.resolve("auto").upload(array)
+    assert tensor.device.type == "cuda" and tensor.tolist() == array.tolist()

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import logging
 import lzma
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megaroute.data.manifest import load_manifest
+from megaroute.data.shards import ShardSet
 from megaroute.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -33,6 +35,8 @@ def call_tool(name: str, *arguments: object) -> int:
         return module.main(list(map(str, arguments)))
     except SystemExit as stop:
         return stop.code
+    finally:
+        logging.getLogger("megaroute").handlers.clear()  # they write to what pytest closes
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,25 @@ def test_every_input_format_gives_the_same_shards(tmp_path, monkeypatch):
     assert len(prints) == 1
 
 
+def test_stored_tokens_change_nothing_else(model, tmp_path, monkeypatch):
+    """The same documents in the same shards, so the same samples in the same order."""
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"text": f"é {i} " * (i % 9), "n": i}) + "\n" for i in range(60)]
+    (tmp_path / "c.jsonl").write_text("".join(lines))
+    common = ("--input", "c.jsonl", "--shard-bytes", 300, "--tokenizer", model, "--workers", 1, "--out")
+    choices = {name: ("--tokenize", name) for name in ("beside", "only")} | {"plain": (), "all": ("--metadata", "all")}
+    for name, options in choices.items():
+        assert call_tool("make_shards.py", *common, name, *options) == 0
+    manifests = {name: load_manifest(tmp_path / name) for name in choices}
+    cuts = {name: [(s.documents, s.text_bytes, s.tokens) for s in m.shards] for name, m in manifests.items()}
+    assert cuts["plain"] == cuts["beside"] == cuts["only"] == cuts["all"] and len(cuts["plain"]) > 3
+    tokenizer = Tokenizer(model)
+    sets = [ShardSet(tmp_path / name, manifests[name]) for name in choices]
+    for shard, (documents, *_) in enumerate(cuts["plain"]):
+        for document in range(documents):
+            assert len({tuple(shards.encoded(shard, document, tokenizer)) for shards in sets}) == 1
+
+
 @pytest.fixture
 def folder_of_bad_input(tmp_path: Path) -> Path:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"te\n')
@@ -110,6 +133,8 @@ def folder_of_bad_input(tmp_path: Path) -> Path:
         ("make_shards.py", "--input good.txt --out out --valid-fraction 0.1", "needs --valid-out"),
         ("make_shards.py", "--input good.txt --out out --valid-out v --valid-fraction 2", "between 0 and 1"),
         ("make_shards.py", "--input good.txt --source stdlib --out out", "not allowed with"),
+        ("make_shards.py", "--input good.txt --out out --tokenize only", "--tokenize needs --tokenizer"),
+        ("make_shards.py", "--input good.txt --out out --workers 0", "--workers must be 1 or more"),
         ("train_tokenizer.py", "--input good.txt --vocab-size 100 --out new.model", "--vocab-size 100 does not suit"),
         ("train_tokenizer.py", "--input bad.jsonl --vocab-size 400 --out new.model", "bad.jsonl:2 is not JSON"),
         ("train_tokenizer.py", "--input good.txt --vocab-size 400 --out good.txt", "good.txt exists"),

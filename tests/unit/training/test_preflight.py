@@ -12,7 +12,8 @@ import pytest
 from megaroute.checkpoint import layout
 from megaroute.common.errors import CheckpointError, ConfigError, DataError, LaunchError
 from megaroute.config.sizes import routing_shape
-from megaroute.data.cursor import data_identity, merge_parts
+from megaroute.data.cursor import merge_parts
+from megaroute.data.identity import data_identity
 from megaroute.data.stream import open_stream
 from megaroute.training import preflight
 
