@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megaroute.metrics import summary
+from megaroute.metrics import alarms, summary
 from megaroute.metrics.formats import percent, si
 from megaroute.metrics.routing_view import UNRECORDED
 from megaroute.metrics.run_view import RunView
@@ -55,7 +55,7 @@ def table(comparison: Comparison) -> list[Line]:
         "Speed": _fact_of(summary.results, "Speed"),
         "FLOP/s": _rate,
         "Utilisation": _fact_of(summary.results, "Utilisation"),
-        "Alarms": lambda run: str(len(summary.alarms(run))),
+        "Alarms": lambda run: alarms.count(run.history),
         "Updates left out": lambda run: str(sum(r.skipped_update for r in run.history.train)),
     }
     lines = [Line(label, tuple(value(run) for run in runs)) for label, value in columns.items()]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-EventKind = Literal["start", "resume", "checkpoint", "stop", "end", "alarm"]
+EventKind = Literal["start", "resume", "checkpoint", "stop", "end", "error", "alarm", "recovered"]
 EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from megaroute.common.errors import UserError
 from megaroute.common.files import atomic_write
 from megaroute.metrics import (
+    alarms,
     compare,
     compare_figures,
     drawing,
@@ -87,7 +88,7 @@ def render(run: RunView) -> str:
             shape=summary.shape(run),
             results=summary.results(run),
             attempts=summary.attempts(run),
-            alarms=summary.alarms(run),
+            alarms=alarms.alarms(run.history),
             most_alarms=MOST_ALARMS,
             units=routing_view.units(run),
             arithmetic=routing_view.arithmetic(run),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megaroute.metrics.formats import duration, percent, si
 from megaroute.metrics.history import differences, overlap
-from megaroute.metrics.records import EventRecord, TrainRecord
+from megaroute.metrics.records import TrainRecord
 from megaroute.metrics.run_view import RunView
 from megaroute.metrics.throughput import utilisation
 
@@ -74,11 +74,6 @@ def results(run: RunView) -> list[Fact]:
 def attempts(run: RunView) -> list[Attempt]:
     """Every start of the run, in order."""
     return [_attempt(run, number) for number in run.history.attempts]
-
-
-def alarms(run: RunView) -> list[EventRecord]:
-    """Alarms that were raised, in order."""
-    return [event for event in run.history.events if event.kind == "alarm"]
 
 
 def final(train: tuple[TrainRecord, ...]) -> tuple[TrainRecord, ...]:

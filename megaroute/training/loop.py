@@ -3,7 +3,7 @@
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
 from megaroute.training.evaluate import validate
-from megaroute.training.guards import LoadGuard, check_nonfinite
+from megaroute.training.guards import LoadGuard, Notice, check_nonfinite
 from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
@@ -24,14 +24,15 @@ def run(parts: Parts, observer: Observer) -> int:
             state.advance(result.rows, config.data.sequence_length, result.skipped)
             observer.train(result)
             if result.skipped:
-                observer.event("alarm", f"step {state.step} was not applied: loss or gradient is not finite")
-            for alarm in guard.check(state.step - 1, result.totals.wanted):
-                observer.event("alarm", alarm.message, alarm.values)
+                observer.event("alarm", "the update was left out: loss or gradient is not finite")
+            _tell(observer, guard.check(state.step - 1, result.totals.wanted, result.totals.dropped))
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
             if result.totals.stop:
                 return _stop(parts, observer)
             if _validation_due(parts):
-                observer.valid(validate(parts))
+                validation = validate(parts)
+                observer.valid(validation)
+                _tell(observer, guard.check_validation(state.step - 1, validation.density))
             if parts.checkpoints.due(state.step):
                 _save(parts, observer)
         _save(parts, observer)
@@ -39,8 +40,13 @@ def run(parts: Parts, observer: Observer) -> int:
             found = trace(parts, config.metrics.trace_samples)
             if found is not None:
                 write_json(parts.run_dir / FILE_NAME, found)
-    observer.event("end", f"finished {state.step} steps")
+    observer.event("end", f"finished {state.step:,} step{'s' if state.step != 1 else ''}")
     return 0
+
+
+def _tell(observer: Observer, notices: list[Notice]) -> None:
+    for notice in notices:
+        observer.event("recovered" if notice.recovered else "alarm", notice.message, notice.values)
 
 
 def _validation_due(parts: Parts) -> bool:

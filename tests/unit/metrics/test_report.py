@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megaroute.common.errors import UserError
-from megaroute.metrics import drawing, formats, routing_view, summary
+from megaroute.metrics import alarms, drawing, formats, routing_view, summary
 from megaroute.metrics.records import EventRecord, to_json
 from megaroute.metrics.report import write_report
 from megaroute.metrics.run_view import RunView
@@ -297,6 +297,32 @@ def test_of_many_alarms_the_first_are_listed(tmp_path):
     page = Page(report(only_metrics(tmp_path, events)))
     assert "Step 12: alarm 12." in page.text and "alarm 13." not in page.text
     assert "8 more are in metrics.jsonl." in page.text
+
+
+def test_the_end_of_an_alarm_is_told(tmp_path, train_record):
+    def event(kind, step, attempt=1, unit="2", topic="density"):
+        values = {"unit": unit, "topic": topic}
+        return EventRecord(kind=kind, step=step, attempt=attempt, message=f"{kind} {unit}", values=values)
+
+    records = [
+        EventRecord(kind="alarm", step=9, attempt=1, message="not applied"),
+        event("alarm", 50),
+        event("alarm", 52, topic="overflow"),
+        event("alarm", 60, unit="3 mlp"),
+        event("recovered", 74),
+        train_record(89),
+        event("alarm", 95, attempt=2),
+    ]
+    page = Page(report(only_metrics(tmp_path, records)))
+    for said in (
+        "Step 9: not applied",
+        "Step 50 to 74, recovered: alarm 2",
+        "Step 52 to 89, when attempt 1 ended: alarm 2",
+        "Step 60 to 89, when attempt 1 ended: alarm 3 mlp",
+        "From step 95 on: alarm 2",
+    ):
+        assert said in page.text
+    assert alarms.count(RunView.open(tmp_path).history) == "5, of which 1 recovered"
 
 
 def test_what_is_not_finite_leaves_a_gap(tmp_path, train_record):

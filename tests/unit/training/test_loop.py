@@ -29,7 +29,7 @@ def finished(start, tiny):
 
 
 def test_units_alarms_load_and_flops_reach_the_report(finished, tmp_path):
-    alarm = ["routing.alarm.window=2", "routing.alarm.drift=1e-6"]
+    alarm = ["routing.alarm.window=1", "routing.alarm.drift=1e-6"]
     run_dir = finished("routing.unit=separate", *alarm)
     history = read_history(run_dir / "metrics.jsonl")
     labels = ("1 attention", "1 mlp", "2 attention", "2 mlp", "3 attention", "3 mlp")
@@ -51,7 +51,7 @@ def test_units_alarms_load_and_flops_reach_the_report(finished, tmp_path):
     trace = read_trace(run_dir / "routing_trace.json")
     assert tuple(unit.label for unit in trace.units) == labels and trace.by_branch
     page = write_report(run_dir).read_text()
-    assert "layer 3, mlp" in page and "mlp of layer 3 executed" in page
+    assert "layer 3, mlp" in page and "layer 3 mlp: router wants" in page
     assert re.search(r">L3 mlp<", page)
 
 
