@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,19 +61,19 @@ def figure(run: RunView, draw: Callable[[Axes], None], name: str, legend: bool =
         _step_axis(axes, run)
         _mark_attempts(axes, run)
 
-    return plain_figure(over_steps, name, legend)
+    return plain_figure(over_steps, name, 2 if legend else sys.maxsize)
 
 
 def plain_figure(
-    draw: Callable[[Axes], None], name: str, legend: bool = True, columns: int = 4, height: float = 3.1
+    draw: Callable[[Axes], None], name: str, fewest: int = 2, columns: int = 4, height: float = 3.1
 ) -> str:
-    """SVG of what `draw` puts on axes, with a legend in `columns` when several things have names."""
+    """SVG of what `draw` puts on axes, with a legend in `columns` when at least `fewest` things have names."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         canvas = Figure(figsize=(6.4, height), layout="constrained")
         axes = canvas.add_subplot()
         draw(axes)
         handles, labels = axes.get_legend_handles_labels()
-        if legend and len(handles) > 1:
+        if len(handles) >= fewest:
             canvas.legend(handles, labels, loc="outside upper right", ncols=columns, fontsize=9, handlelength=1.4)
         return _svg(canvas, name)
 

@@ -18,6 +18,9 @@ from megaroute.metrics.trace import Trace
 COMPUTE_EVERYTHING = ("highway", "moe")
 """Routers without a target density."""
 
+GREEDY = ("gumbel", "early_exit")
+"""Routers whose decision in validation is that of training without the noise."""
+
 
 @dataclass(frozen=True)
 class RunView:
@@ -60,6 +63,21 @@ class RunView:
     def name(self) -> str:
         """Name of the run; that of its directory when there is no configuration."""
         return str(self.setting("run.name") or self.directory.resolve().name)
+
+    @property
+    def router(self) -> str:
+        """`routing.router`; that of the method when there is no configuration."""
+        return str(self.setting("routing.router") or "gumbel")
+
+    @property
+    def validates_greedily(self) -> bool:
+        """Whether validation is routed as training is, but for the noise."""
+        return self.router in GREEDY
+
+    @property
+    def skips(self) -> bool:
+        """Whether a token may pass a unit unchanged because its router says so."""
+        return bool(self.units) and self.router not in COMPUTE_EVERYTHING
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -81,6 +81,12 @@ def final(train: tuple[TrainRecord, ...]) -> tuple[TrainRecord, ...]:
     return train[-max(1, math.ceil(FINAL_SHARE * len(train))) :]
 
 
+def density_of(records: Sequence[TrainRecord]) -> float | None:
+    """Share of tokens executed, mean over units and steps; None where nothing is routed."""
+    densities = [sum(r.density) / len(r.density) for r in records if r.density]
+    return _mean(densities) if densities else None
+
+
 def _model(run: RunView) -> str:
     parts = [f"{si(run.about['parameters'])} parameters"] if run.about.get("parameters") else []
     names = (

@@ -63,6 +63,7 @@ class Observer:
                 flops=result.flops.parts,
                 rows=totals.rows,
                 overflow=totals.overflow,
+                choices=totals.choices if any(totals.choices) else (),
                 overflow_flops=result.flops.overflow,
                 load=load.record(),
             )
@@ -80,6 +81,7 @@ class Observer:
                     bits_per_byte=result.bits_per_byte,
                     density=result.density,
                     rows=result.rows,
+                    flops_per_token=result.flops_per_token,
                 )
             )
 

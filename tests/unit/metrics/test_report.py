@@ -213,12 +213,12 @@ def test_every_unit_has_its_row(tmp_path, train_record):
     units = ["1 attention", "1 mlp", "3 attention", "3 mlp"]
     text = report(routed_run(tmp_path, train_record, routing, units))
     # 4096 tokens a step.
-    shared = ["50.0 %", "none", "51.3 %", "1.0 %", "1.500"]
+    shared = ["50.0 %", "none", "51.3 %", "2.0 %", "1.500"]
     assert table_cells(text) == [
-        ["layer 1, attention", "25.0 %", *shared],
-        ["layer 1, mlp", "25.0 %", *shared],
-        ["layer 3, attention", "75.0 %", *shared],
-        ["layer 3, mlp", "75.0 %", *shared],
+        ["layer 1 attention", "25.0 %", *shared],
+        ["layer 1 mlp", "25.0 %", *shared],
+        ["layer 3 attention", "75.0 %", *shared],
+        ["layer 3 mlp", "75.0 %", *shared],
     ]
     page = Page(text)
     assert "2 of 4 layers carry a router (1, 3), attention and MLP each their own" in page.text
