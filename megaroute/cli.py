@@ -9,10 +9,15 @@ from pathlib import Path
 
 from megaroute import __version__
 from megaroute.common.errors import ConfigError, MegarouteError
+from megaroute.common.pipes import quietly
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status: 0, 2 for what the user can mend, or what the run returned."""
+    return quietly(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     try:
         return int(arguments.handler(arguments))
@@ -69,7 +74,20 @@ def _launch(arguments: argparse.Namespace) -> int:
     preflight.check(config, processes)
     rundir.prepare_run_directory(config)
     log.configure()
-    return local.run(launch, config.run.stop_grace_s)
+    status = local.run(launch, config.run.stop_grace_s)
+    if status and config.metrics.report:
+        _report_of_unfinished(config.run_directory)
+    return status
+
+
+def _report_of_unfinished(directory: Path) -> None:
+    """The page of a run that was stopped or failed; its ranks write it only when they finish."""
+    from megaroute.common.log import get_logger
+    from megaroute.metrics import sinks
+    from megaroute.metrics.report import write_report
+
+    if (directory / sinks.FILE_NAME).exists():
+        get_logger().info("report: %s", write_report(directory))
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from benchmarks import exchange, layer, quality, step
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
+from megaroute.common.pipes import quietly
 
 BENCHMARKS: dict[str, ModuleType] = {"layer": layer, "step": step, "exchange": exchange, "quality": quality}
 
@@ -35,6 +36,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; the exit status says whether it measured, never how fast."""
+    return quietly(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = parse_arguments(argv)
     try:
         rows = BENCHMARKS[arguments.benchmark].main(arguments)

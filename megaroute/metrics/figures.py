@@ -60,9 +60,7 @@ def _loss(run: RunView) -> Plot:
 def _bits_per_byte(run: RunView) -> Plot:
     title = "Validation, bits per byte"
     if not run.history.valid:
-        return Plot(
-            title, "This run has not validated: it needs data.valid and train.validate_every, or its last step."
-        )
+        return Plot(title, f"This run has not validated: {run.why_no_validation}.")
 
     def draw(axes: Axes) -> None:
         steps, scores = zip(*((r.step, r.bits_per_byte) for r in run.history.valid), strict=True)

@@ -47,10 +47,20 @@ def state(run: RunView) -> str:
     """One sentence: how far the run came and how it ended."""
     planned = f" of {run.steps_planned:,}" if run.steps_planned else ""
     done = f"Steps completed: {run.steps_done:,}{planned}."
-    if run.ending is None:
-        return f"{done} The run goes on, or was cut off: its last attempt recorded no end."
-    resumable = " It can be resumed." if run.ending.kind == "stop" else ""
-    return f"{done} The run's last word: {run.ending.message.rstrip('.')}.{resumable}"
+    ending = run.ending
+    if ending is None:
+        return f"{done} {_unended(run)}"
+    if ending.kind == "error":
+        return f"{done} The run failed: {ending.message.rstrip('.')}."
+    resumable = " It can be resumed." if ending.kind == "stop" else ""
+    return f"{done} The run's last word: {ending.message.rstrip('.')}.{resumable}"
+
+
+def _unended(run: RunView) -> str:
+    ago = f"its last record was {duration(run.age)} old when this page was written"
+    if run.silent:
+        return f"The run was cut off, without an end: {ago}. The same command goes on from its newest checkpoint."
+    return f"The run goes on: {ago}."
 
 
 def shape(run: RunView) -> list[Fact]:
@@ -229,7 +239,9 @@ def _attempt(run: RunView, number: int) -> Attempt:
     events = [event for event in run.history.events if event.attempt == number]
     about = next((event.values for event in events if event.kind in ("start", "resume")), {})
     where = f"{about['world_size']} x {about['device']}" if {"world_size", "device"} <= set(about) else ""
-    ending = next((event.message for event in reversed(events) if event.kind in ("end", "stop")), "no end recorded")
+    ended = run.ending_of(number)
+    running = number == run.history.attempts[-1] and not run.silent
+    ending = ended.message if ended else "goes on" if running else "cut off: no end recorded"
     return Attempt(
         number=number,
         first_step=steps[0].step if steps else None,

@@ -12,7 +12,7 @@ from megaroute.launch.command import PREFLIGHT_DONE
 from megaroute.launch.rundir import prepare_run_directory
 from megaroute.parallel import groups
 from megaroute.platform import device, distributed
-from megaroute.training import loop, preflight
+from megaroute.training import crash, loop, preflight
 from megaroute.training.observer import Observer
 from megaroute.training.setup import setup
 
@@ -27,13 +27,15 @@ def main(config: Config) -> int:
     try:
         _prepare(config, rank, world_size)
         logging.configure(rank, config.run_directory / "log.txt")
-        parts = setup(config, platform, world_size)
-        observer = Observer(parts, num_parameters(config.model, config.routing))
-        try:
-            code = loop.run(parts, observer)
-        finally:
-            observer.close()
-        if rank == 0 and config.metrics.report and code == 0:  # a run that was asked to stop ends at once
+        with crash.logged(config.run_directory, rank):
+            parts = setup(config, platform, world_size)
+            observer = Observer(parts, num_parameters(config.model, config.routing))
+            with crash.recorded(config.run_directory, rank):
+                try:
+                    code = loop.run(parts, observer)
+                finally:
+                    observer.close()
+        if rank == 0 and config.metrics.report and code == 0:  # else there is no time, and the launcher writes it
             from megaroute.metrics.report import write_report  # takes a second to import, once, here
 
             logging.get_logger().info("report: %s", write_report(parts.run_dir))

@@ -1,6 +1,7 @@
 """The command line: what it parses, prints and returns."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from megaroute import __version__, cli
+from megaroute.common import pipes
 from megaroute.common.errors import CheckpointError, ConfigError
 from megaroute.config.load import load_config
 
@@ -60,6 +62,18 @@ def test_dry_run_prints_the_command_and_writes_nothing(capsys, monkeypatch, tmp_
     assert words[words.index("--num_accelerators") + 1] == "2"
     assert words[-3:] == ["pretrain", str(tmp_path / "runs" / "trial" / "config.yaml"), "run.device=cpu"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status, written", [(0, False), (130, True), (1, True)])
+def test_a_run_that_did_not_finish_has_its_report_from_the_launcher(monkeypatch, tmp_path, status, written):
+    from megaroute.launch import local
+    from megaroute.training import preflight
+
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(local, "run", lambda *_: status)
+    assert cli.main(["launch", CPU_CONFIG, f"run.directory={tmp_path}"]) == status
+    assert (tmp_path / "report.html").exists() == written
 
 
 def test_overrides_may_stand_on_both_sides_of_options():
@@ -140,3 +154,25 @@ def test_shown_config_keeps_the_order_of_sections(capsys):
     cli.main(["config", "show", CPU_CONFIG])
     sections = list(yaml.safe_load(capsys.readouterr().out))
     assert sections[:4] == ["run", "model", "routing", "parallel"]
+
+
+@pytest.mark.parametrize("words", [["config", "schema"], ["config", "show", CPU_CONFIG]], ids=str)
+def test_a_reader_that_goes_away_ends_the_command_quietly(words):
+    command = [sys.executable, "-m", "megaroute", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_news(monkeypatch):
+    def broken(_):
+        raise BrokenPipeError("the socket of a rank")
+
+    monkeypatch.setattr(cli, "_write_report", broken)
+    monkeypatch.setattr(pipes, "_reader_is_gone", lambda: False)
+    with pytest.raises(BrokenPipeError, match="socket of a rank"):
+        cli.main(["report", "runs/x"])

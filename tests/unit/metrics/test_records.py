@@ -86,3 +86,16 @@ def test_overflow_is_a_share_of_what_the_routers_wanted(train_record):
     experts = train_record(1, density=(1.0,), choices=((6144, 2048),), overflow=(2048,))
     assert experts.dropped == (0.25,) and experts.overflow_share == 0.25
     assert train_record(1).dropped == () and train_record(1).overflow_share == 0.0
+
+
+def test_a_missing_value_is_named(train_record):
+    raw = json.loads(to_json(train_record()))
+    del raw["grad_norm"]
+    with pytest.raises(ValueError, match="lacks grad_norm"):
+        from_json(json.dumps(raw))
+
+
+def test_records_are_frozen(train_record):
+    record: TrainRecord = train_record()
+    with pytest.raises(AttributeError):
+        record.loss = 0.0

@@ -1,7 +1,9 @@
 """The report is one whole page, whatever the run left behind."""
 
 import json
+import os
 import re
+import time
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -143,9 +145,54 @@ def test_an_empty_run_says_so(tmp_path):
 
 def test_one_step_has_figures_and_no_end(tmp_path, train_record):
     page = Page(report(only_metrics(tmp_path, [train_record(1)], tail='{"kind": "train", "st')))
-    assert "Steps completed: 1. The run goes on, or was cut off" in page.text
+    assert "Steps completed: 1. The run goes on: its last record was 0s old" in page.text
     assert "This run has not validated" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 5
+
+
+def test_a_run_that_fell_silent_was_cut_off(tmp_path, train_record):
+    run_dir = only_metrics(tmp_path, [train_record(1, 1), train_record(2, 1), train_record(3, 2)])
+    assert [attempt.ending for attempt in summary.attempts(RunView.open(run_dir))] == [
+        "cut off: no end recorded",
+        "goes on",
+    ]
+    an_hour_ago = time.time() - 3600
+    os.utime(run_dir / "metrics.jsonl", (an_hour_ago, an_hour_ago))
+    run = RunView.open(run_dir)
+    assert "was cut off, without an end: its last record was 1h 00m old" in summary.state(run)
+    assert summary.attempts(run)[1].ending == "cut off: no end recorded"
+    # Steps of ten minutes: an hour of silence is nothing yet.
+    slow = only_metrics(tmp_path, [train_record(1, seconds=600.0)])
+    os.utime(slow / "metrics.jsonl", (an_hour_ago, an_hour_ago))
+    assert "The run goes on" in summary.state(RunView.open(slow))
+
+
+def test_the_first_failure_is_the_end(tmp_path, train_record):
+    failed = [EventRecord(kind="error", step=1, attempt=1, message=f"rank {rank} failed.") for rank in (3, 0)]
+    run = RunView.open(only_metrics(tmp_path, [train_record(1), *failed]))
+    assert summary.state(run) == "Steps completed: 1. The run failed: rank 3 failed."
+
+
+@pytest.mark.parametrize(
+    "config, ended, validation, trace",
+    [
+        ({}, True, "data.valid is not given", "it needs validation data"),
+        ({"data": {"valid": "v"}}, True, "train.validate_every is not given", "it was not written"),
+        (
+            {"data": {"valid": "v"}, "train": {"validate_every": 50, "steps": 100}},
+            False,
+            "the first is due after step 50",
+            "written at the end of a run, to which this one has not come",
+        ),
+        ({"data": {"valid": "v"}, "metrics": {"trace_samples": 0}}, True, "not given", "trace_samples is 0"),
+    ],
+)
+def test_what_is_missing_has_its_true_reason(tmp_path, train_record, config, ended, validation, trace):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "x"}, **config}))
+    end = [EventRecord(kind="end", step=1, attempt=1, message="finished 1 step")] if ended else []
+    page = Page(report(only_metrics(tmp_path, [train_record(1), *end])))
+    assert f"This run has not validated: {validation}" in page.text or validation in page.text
+    assert "There is no routing_trace.json, so single tokens are not shown" in page.text and trace in page.text
 
 
 def test_damaged_lines_are_named(tmp_path, train_record):
