@@ -71,9 +71,12 @@ def _launch(arguments: argparse.Namespace) -> int:
         return 0
     from megaroute.training import preflight
 
-    preflight.check(config, processes)
-    rundir.prepare_run_directory(config)
     log.configure()
+    with log.when_it_takes_long("checking the data (data.verify=%s)", config.data.verify):
+        preflight.check(config, processes)
+    rundir.prepare_run_directory(config)
+    started = f"{processes} processes" if processes > 1 else "1 process"
+    log.get_logger().info("starting %s in %s", started, config.run_directory)
     status = local.run(launch, config.run.stop_grace_s)
     if status and config.metrics.report:
         _report_of_unfinished(config.run_directory)

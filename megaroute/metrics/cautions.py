@@ -88,8 +88,8 @@ def _tokens(runs: Runs) -> str:
     if len(tokens) == 1:
         return ""
     return (
-        "The runs have not seen equally many tokens, so the table compares unequal ends: where schedules agree, compare "
-        "curves at equal tokens."
+        "The runs have not seen equally many tokens, so the table compares unequal ends: where schedules agree, "
+        "compare curves at equal tokens."
     )
 
 

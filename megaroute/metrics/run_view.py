@@ -27,6 +27,12 @@ GREEDY = ("gumbel", "early_exit")
 """Routers whose decision in validation is that of training without the noise."""
 
 
+def mean_target(routing: RoutingConfig, num_layers: int, step: int) -> float | None:
+    """Mean target density of the units at a step, counted from 1; None where there is none."""
+    targets = routing.targets(num_layers, step - 1)
+    return sum(targets) / len(targets) if targets and routing.router not in COMPUTE_EVERYTHING else None
+
+
 @dataclass(frozen=True)
 class RunView:
     """The files of one run directory."""

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_dry_run_prints_the_command_and_writes_nothing(capsys, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("status, written", [(0, False), (130, True), (1, True)])
-def test_a_run_that_did_not_finish_has_its_report_from_the_launcher(monkeypatch, tmp_path, status, written):
+def test_a_run_that_did_not_finish_has_its_report_from_the_launcher(monkeypatch, tmp_path, capfd, status, written):
     from megaroute.launch import local
     from megaroute.training import preflight
 
@@ -74,6 +75,21 @@ def test_a_run_that_did_not_finish_has_its_report_from_the_launcher(monkeypatch,
     monkeypatch.setattr(local, "run", lambda *_: status)
     assert cli.main(["launch", CPU_CONFIG, f"run.directory={tmp_path}"]) == status
     assert (tmp_path / "report.html").exists() == written
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].endswith(f"starting 1 process in {tmp_path}")
+    assert [line.partition("report: ")[2] for line in said[1:]] == ([f"{tmp_path}/report.html"] if written else [])
+
+
+def test_a_long_check_says_what_it_does(monkeypatch, tmp_path, capfd):
+    from megaroute.common import log
+    from megaroute.launch import local
+    from megaroute.training import preflight
+
+    monkeypatch.setattr(log, "LONG_S", 0.0)
+    monkeypatch.setattr(preflight, "check", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr(local, "run", lambda *_: 0)
+    cli.main(["launch", CPU_CONFIG, f"run.directory={tmp_path}"])
+    assert "checking the data (data.verify=full)" in capfd.readouterr().err
 
 
 def test_overrides_may_stand_on_both_sides_of_options():

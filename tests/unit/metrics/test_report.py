@@ -126,7 +126,7 @@ def test_tokens_carry_their_colour_and_title(finished_page):
     page = Page(finished_page)
     spans = [given for tag, given in page.tags if tag == "span" and "title" in given]
     assert [span["class"] for span in spans] == ["e4", "e3", "e2", "e3"]
-    assert spans[1]["title"] == '" cat": 3 of 4 layers, skipped 2; predicting the next token cost 0.25 nats'
+    assert spans[1]["title"] == '" cat": 3 of 4 layers, skipped layer 2; predicting the next token cost 0.25 nats'
 
 
 def test_a_directory_without_metrics_is_refused(tmp_path):

@@ -114,7 +114,7 @@ def test_the_message_says_what_why_and_what_to_do(tiny):
         "dropped": 0.0,
         "target": 0.5,
     }
-    start = "layer 1 mlp: router wants and executes 0.1 % of the tokens, target 50.0 %, mean of 4 steps: "
+    start = "layer 1 mlp: router wants and executes 0.1 % of 50.0 % (mean of 4 steps): "
     assert alarm.message.startswith(start)
     assert {"routing.budget.weight", "routing.controller.gain", "routing.lr_factor"} <= keys_of(alarm.message)
 
@@ -134,7 +134,7 @@ def test_under_a_capacity_wanted_and_executed_are_told_apart(tiny):
     watched = guard(tiny, "routing.dispatch.mode=capacity")
     density, dropped = (0.65, 0.5, 0.5), (0.1, 0.0, 0.0)
     (alarm,) = [a for step in range(8, 12) for a in watched.check(step, density, dropped)]
-    said = "layer 1: router wants 65.0 % of the tokens, capacity lets it execute 58.5 %, target 50.0 %"
+    said = "layer 1: router wants 65.0 % of 50.0 %, capacity lets it execute 58.5 %"
     assert alarm.message.startswith(said) and "asked for" not in alarm.message
 
 
@@ -161,11 +161,11 @@ def test_a_collapse_in_validation_is_an_alarm(tiny, router):
     assert watched.check_validation(6, (0.0, 0.5, 0.5)) == []  # too early to tell
     low, high = watched.check_validation(19, (0.002, 0.4, 0.999))
     assert (_short(low), _short(high)) == (("1", "validation_low"), ("3", "validation_high"))
-    assert "layer 1: validation executes 0.2 % of the tokens, target 50.0 %" in low.message
+    assert "layer 1: validation executes 0.2 % of 50.0 %" in low.message
     assert watched.check_validation(29, (0.002, 0.4, 0.999)) == []
     ended = watched.check_validation(39, (0.2, 0.4, 0.6))
     assert [_short(n) for n in ended] == [("1", "recovered"), ("3", "recovered")]
-    assert "20.0 % in validation again" in ended[0].message
+    assert "validation executes 20.0 % of 50.0 % again" in ended[0].message
     keys_of(low.message)
 
 
