@@ -25,6 +25,9 @@ DIFFERENCES = {
 }
 """Settings that must agree, and what it means when they do not."""
 
+WITH_LOGITS = ("gumbel", "early_exit", "mod", "highway")
+"""Routers that routing.init_logit_std is about."""
+
 FAR = 0.1
 """Validation that executes another share of the tokens than training, by more than this, is worth a word."""
 
@@ -41,12 +44,9 @@ def cautions(runs: Runs) -> list[str]:
 
 
 def _told(runs: Runs, key: str) -> str:
-    """Values of a setting by run, where they differ; runs without a router have none of a router's."""
-    values = {
-        name: run.setting(key)
-        for name, run in runs.items()
-        if not (key.startswith("routing.") and (run.router == "dense" or run.setting(key) is None))
-    }
+    """Values of a setting by run, where they differ; of routers, among runs whose routers have logits."""
+    asked = {name: run for name, run in runs.items() if not key.startswith("routing.") or run.router in WITH_LOGITS}
+    values = {name: run.setting(key) for name, run in asked.items()}
     if len({str(value) for value in values.values()}) < 2:
         return ""
     return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())

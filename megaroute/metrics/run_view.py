@@ -61,7 +61,7 @@ class RunView:
         config = _config(directory, gaps)
         trace = _trace(directory, gaps)
         run = cls(directory, history, config, trace, gaps, time.time() - (directory / sinks.FILE_NAME).stat().st_mtime)
-        if not (directory / trace_file.FILE_NAME).exists():
+        if not (directory / trace_file.FILE_NAME).exists() and (run.skips or not history.train):
             gaps.append(f"There is no {trace_file.FILE_NAME}, so single tokens are not shown: {run.why_no_trace}.")
         return run
 

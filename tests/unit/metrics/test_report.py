@@ -1,5 +1,6 @@
 """The report is one whole page, whatever the run left behind."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from megaroute.common.errors import UserError
-from megaroute.metrics import alarms, drawing, formats, routing_view, summary
+from megaroute.metrics import alarms, drawing, figures, formats, routing_text, routing_view, summary
+from megaroute.metrics.history import History
 from megaroute.metrics.records import EventRecord, to_json
 from megaroute.metrics.report import write_report
 from megaroute.metrics.run_view import RunView
@@ -225,6 +227,74 @@ def test_a_run_without_routers(tmp_path, train_record):
     assert "100.0 % of dense" in text
 
 
+def test_a_page_without_skipping_does_not_talk_of_it(tmp_path, train_record, trace_json):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "x"}, "routing": {"router": "dense"}}))
+    (tmp_path / "routing_trace.json").write_text(json.dumps({**trace_json, "routed_layers": [], "passages": []}))
+    records = [train_record(step, density=(), executed_flops=8e9) for step in range(1, 4)]
+    text = Page(report(only_metrics(tmp_path, records))).text
+    assert "A language model without routers" in text
+    assert "skip" not in text
+
+
+def test_experts_have_their_shares(tmp_path, train_record):
+    routing = {"router": "moe", "unit": "mlp", "layers": [1], "moe": {"experts": 2, "top_k": 2}}
+    # 4096 tokens, two choices each.
+    changes = {"choices": ((6144, 2048),), "overflow": (1024,), "density": (0.9,)}
+    page = Page(report(routed_run(tmp_path, train_record, routing, ["1 mlp"], **changes)))
+    assert "every token chooses among experts" in page.text and "skip" not in page.text
+    assert "router moe, 2 experts, 2 a token, capacity factor 1.25" in page.text
+    assert "Unit Expert 0 Expert 1 Uneven layer 1 mlp 75.0 % 25.0 % 1.500" in page.text
+    assert "Overflow 12.5 % of what the routers wanted found no capacity" in page.text
+
+
+def test_the_routing_line_names_what_shapes_the_routing(tmp_path, train_record, valid_record):
+    routing = {
+        "router": "gumbel",
+        "layers": [1, 2],
+        "dispatch": {"mode": "capacity"},
+        "capacity": {"factor": 1.5, "scope": "stage"},
+        "budget": {"weight": 0.02},
+        "controller": {"gain": 2.0},
+        "benefit": "second_order",
+    }
+    run_dir = routed_run(tmp_path, train_record, routing, ["1", "2"])
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write(to_json(valid_record(30, density=(0.2, 0.4))) + "\n")
+    run = RunView.open(run_dir)
+    for said in (
+        "dispatch capacity, capacity factor 1.5 of each stage",
+        "estimator st_gumbel, benefit second_order, budget weight 0.02, controller gain 2",
+    ):
+        assert said in routing_text.routing_text(run)
+    facts = {fact.label: fact.value for fact in summary.results(run)}
+    assert facts["Validation density"] == "30.0 %" and facts["Overflow"] == "2.0 %"
+
+
+def test_few_steps_have_one_curve(tmp_path, train_record):
+    def loss(steps):
+        records = [train_record(step) for step in range(1, steps + 1)]
+        return figures.plots(RunView.open(only_metrics(tmp_path, records)))[0]
+
+    assert "running mean" not in loss(79).svg and "running mean" not in loss(79).text
+    assert "running mean" in loss(80).svg and "Strong: running mean" in loss(80).text
+
+
+def test_one_step_shows_what_it_executed(tmp_path, train_record):
+    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
+    one = dataclasses.replace(run, history=History(run.history.records[:2]))
+    (figure,) = [plot for plot in figures.plots(one) if plot.title == "Arithmetic per step"]
+    areas = re.findall(r'<g id="[^"]*FillBetween.*?\sd="([^"]*)"', figure.svg, flags=re.DOTALL)
+    assert len(areas) == 3
+    for area in areas:
+        assert len(set(re.findall(r"[ML] (\S+) ", area))) == 2  # it has a width
+
+
+def test_the_target_is_in_the_legend(tmp_path, train_record):
+    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
+    (figure,) = [plot for plot in figures.plots(run) if plot.title == "Density per routed unit"]
+    assert figure.svg.count(">target<") == 1 and "Dots" not in figure.text
+
+
 def test_many_layers_become_a_heat_map(tmp_path, train_record):
     records = [train_record(step, density=(0.5,) * 12) for step in range(1, 30)]
     text = Page(report(only_metrics(tmp_path, records))).text
@@ -244,7 +314,7 @@ def routed_run(run_dir, train_record, routing, units, num_layers=4, **changes):
         "load": {"ranks": 1.25, "units": tuple(1.5 for _ in units), "stages": (30.0, 10.0)},
     }
     density = tuple(0.5 for _ in units)
-    records = [train_record(step, density=density, **{**recorded, **changes}) for step in range(1, 31)]
+    records = [train_record(step, **{"density": density, **recorded, **changes}) for step in range(1, 31)]
     return only_metrics(run_dir, [start, *records])
 
 
@@ -292,6 +362,7 @@ def test_many_units_with_several_targets_have_a_heat_map(tmp_path, train_record)
     assert "White is on target" in Page(text).text
     # What is drawn is the distance from the targets, which goes both ways.
     assert "\N{MINUS SIGN}100%" in text or "-100%" in text
+    assert "distance to target" in text and "less its target" in text
 
 
 @pytest.mark.parametrize("router", ["highway", "moe"])
@@ -299,6 +370,7 @@ def test_what_computes_everything_has_no_target(tmp_path, train_record, router):
     run = RunView.open(routed_run(tmp_path, train_record, {"router": router, "unit": "mlp"}, ["1 mlp", "2 mlp"]))
     assert run.targets() == run.targets(3) == (None, None)
     assert "target" not in summary.shape(run)[1].value
+    assert ("experts in place of the MLP" in summary.shape(run)[1].value) == (router == "moe")
     assert [row[1] for row in table_cells(report(tmp_path))] == ["none", "none"]
 
 
@@ -317,12 +389,12 @@ def test_the_arithmetic_is_told_by_part(tmp_path, train_record):
 def test_load_and_overflow_are_shown_where_there_is_any(tmp_path, train_record):
     run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"])
     page = Page(report(run_dir))
-    assert "Load of the ranks" in page.text and "Rows that the routers wanted" in page.text
+    assert "Load of the ranks" in page.text and "Share of what the routers wanted" in page.text
     assert "Ranks 1.250" in page.text and "Stages 75.0 %, 25.0 %" in page.text
     even = {"ranks": 1.0, "units": (1.0, 1.0), "stages": (20.0,)}
     run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"], overflow=(0, 0), load=even)
     page = Page(report(run_dir))
-    assert "Load of the ranks" not in page.text and "Rows that the routers wanted" not in page.text
+    assert "Load of the ranks" not in page.text and "Share of what the routers wanted" not in page.text
     assert "Ranks 1.000" in page.text and "Stages" not in page.text
 
 
