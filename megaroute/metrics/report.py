@@ -58,7 +58,8 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
 def _check_apart(run_dirs: Sequence[str | Path]) -> None:
     seen: set[Path] = set()
     for run_dir in run_dirs:
-        if (place := Path(run_dir).resolve()) in seen:
+        at = Path(run_dir).resolve()
+        if (place := at.parent if at.is_file() else at) in seen:
             raise UserError(f"{run_dir} is named twice, but a run does not differ from itself; name each run once")
         seen.add(place)
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from megaroute.common.errors import DataError
 from megaroute.config.routing import RoutingConfig
 from megaroute.metrics import sinks
 from megaroute.metrics import trace as trace_file
@@ -49,8 +50,13 @@ class RunView:
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "RunView":
-        """Read a run directory.  Raises DataError when it has no metrics.jsonl; all else may be missing."""
-        directory = Path(run_dir)
+        """Read a run directory, or that of a file in it.
+
+        Raises DataError when it does not exist or has no metrics.jsonl; all else may be missing.
+        """
+        directory = Path(run_dir).parent if Path(run_dir).is_file() else Path(run_dir)
+        if not directory.exists():
+            raise DataError(f"{run_dir} does not exist, so nothing is known of the run; name the directory of a run")
         history = read_history(directory / sinks.FILE_NAME)
         gaps: list[str] = []
         if history.damaged:

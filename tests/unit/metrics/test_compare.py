@@ -32,6 +32,7 @@ def make_run(tmp_path, train_record, valid_record):
             EventRecord(kind="start", step=0, attempt=1, message="started", values={"units": units}),
             *(train_record(step, density=density, **changes) for step in range(1, steps + 1)),
             *(valid_record(step, density=density, bits_per_byte=bits) for step in (steps // 2, steps)),
+            EventRecord(kind="end", step=steps, attempt=1, message="finished"),
         ]
         (directory / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records))
         return directory
@@ -282,6 +283,8 @@ def test_the_command_compares_several_and_reports_one(pair, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'comparison.html'}\n"
     assert cli.main(["report", first]) == 0
     assert capsys.readouterr().out == f"{first}/report.html\n"
+    assert cli.main(["report", f"{first}/metrics.jsonl"]) == 0
+    assert capsys.readouterr().out == f"{first}/report.html\n"
     out = tmp_path / "folder" / "one.html"
     assert cli.main(["report", first, "--out", str(out)]) == 0
     assert out.read_text() == (pair[0] / "report.html").read_text()
@@ -296,5 +299,7 @@ def test_a_page_that_cannot_be_written_is_a_sentence(pair, tmp_path):
 
 def test_a_missing_run_is_refused(pair, tmp_path, capsys):
     assert cli.main(["report", str(pair[0]), str(tmp_path / "none")]) == 2
+    assert f"{tmp_path / 'none'} does not exist" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
     assert "metrics.jsonl cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "comparison.html").exists()

@@ -73,7 +73,7 @@ def test_runs_from_any_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--hidden", "100", "--heads", "3"], "hidden_size 100 % num_attention_heads 3 = 1, must be 0"),
+        (["--hidden", "100", "--heads", "3"], "--hidden 100 % --heads 3 = 1, must be 0"),
         (["--repeat", "0"], "--repeat"),
         (["--sequence", "0"], "--sequence"),
     ],
