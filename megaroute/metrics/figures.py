@@ -107,9 +107,9 @@ def _density_lines(axes: Axes, run: RunView) -> None:
     for i, (unit, colour) in enumerate(zip(run.units, colours, strict=True)):
         x, y = drawing.series(run.history.train, [r.density[i] for r in run.history.train])
         axes.plot(*drawing.thin(x, drawing.smooth(y)), color=colour, linewidth=1.5, label=f"layer {unit}")
-        greedy = [(r.step, r.density[i]) for r in run.history.valid]
-        if greedy:
-            axes.plot(*zip(*greedy, strict=True), color=colour, marker="o", markersize=4, linestyle="none")
+        validated = [(r.step, r.density[i]) for r in run.history.valid]
+        if validated:
+            axes.plot(*zip(*validated, strict=True), color=colour, marker="o", markersize=4, linestyle="none")
     for number, target in enumerate(sorted({tuple(curve) for curve in _target_curves(run).T})):
         steps = [r.step for r in run.history.train]
         axes.plot(

@@ -45,7 +45,7 @@ def state(run: RunView) -> str:
     if ending is None:
         return f"{done} {_unended(run)}"
     if ending.kind == "error":
-        return f"{done} The run failed: {ending.message.rstrip('.')}."
+        return f"{done} The run {ending.message.rstrip('.')}."
     resumable = " It can be resumed." if ending.kind == "stop" else ""
     return f"{done} The run's last word: {ending.message.rstrip('.')}.{resumable}"
 

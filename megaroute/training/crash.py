@@ -49,7 +49,7 @@ def _event(path: Path, rank: int, error: Exception) -> None:
     steps = history.of_attempt(attempt)
     words = " ".join(str(error).split())
     name = "" if isinstance(error, MegarouteError) else f"{type(error).__name__}: "
-    message = f"rank {rank} failed: {name}{words[:300]}"
+    message = f"failed on rank {rank}: {name}{words[:300]}"
     record = EventRecord(kind="error", step=steps[-1].step if steps else 0, attempt=attempt, message=message)
     sink = sinks.JsonlSink(path)
     try:

@@ -170,9 +170,9 @@ def test_a_run_that_fell_silent_was_cut_off(tmp_path, train_record):
 
 
 def test_the_first_failure_is_the_end(tmp_path, train_record):
-    failed = [EventRecord(kind="error", step=1, attempt=1, message=f"rank {rank} failed.") for rank in (3, 0)]
+    failed = [EventRecord(kind="error", step=1, attempt=1, message=f"failed on rank {rank}: why.") for rank in (3, 0)]
     run = RunView.open(only_metrics(tmp_path, [train_record(1), *failed]))
-    assert summary.state(run) == "Steps completed: 1. The run failed: rank 3 failed."
+    assert summary.state(run) == "Steps completed: 1. The run failed on rank 3: why."
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_report_says_how_a_failed_attempt_ended(start, tiny, monkeypatch):
     last = read_history(config.run_directory / "metrics.jsonl").events[-1]
     assert (last.kind, last.step, last.attempt) == ("error", 1, 1)
     page = write_report(config.run_directory).read_text()
-    assert page.count("rank 0 failed: ZeroDivisionError: division by zero") == 2  # of the run, and of its attempt
+    assert page.count("failed on rank 0: ZeroDivisionError: division by zero") == 2  # of the run, and of its attempt
 
 
 def test_the_log_has_the_traceback_of_a_fault_and_the_sentence_of_a_refusal(tmp_path):
