@@ -1,69 +1,19 @@
 """The report is one whole page, whatever the run left behind."""
 
-import dataclasses
 import json
 import os
 import re
 import time
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import yaml
+from pages import Page, only_metrics, report
 
 from megaroute.common.errors import UserError
-from megaroute.metrics import alarms, drawing, figures, formats, routing_text, routing_view, summary
-from megaroute.metrics.history import History
+from megaroute.metrics import alarms, summary
 from megaroute.metrics.records import EventRecord, to_json
 from megaroute.metrics.report import write_report
 from megaroute.metrics.run_view import RunView
-
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Balanced tags, their attributes, and the visible text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.tags, self.words = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def attributes(self, name):
-        return [given[name] for _, given in self.tags if name in given]
-
-
-def report(run_dir):
-    path = write_report(run_dir)
-    assert path == run_dir / "report.html"
-    return path.read_text(encoding="utf-8")
-
-
-def only_metrics(run_dir, records, tail=""):
-    (run_dir / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records) + tail)
-    return run_dir
 
 
 def test_a_finished_run_shows_everything(finished_page):
@@ -105,11 +55,6 @@ def test_ids_are_unique_and_every_reference_leads_somewhere(finished_page):
 
 def test_the_same_run_gives_the_same_bytes(finished_run, finished_page):
     assert report(finished_run) == finished_page
-
-
-def test_every_figure_is_well_formed_svg(finished_page):
-    for svg in re.findall(r"<svg.*?</svg>", finished_page, flags=re.DOTALL):
-        ElementTree.fromstring(svg)
 
 
 def test_text_from_the_run_is_escaped_and_can_be_written(finished_run, trace_json):
@@ -227,190 +172,6 @@ def test_a_run_without_routers(tmp_path, train_record):
     assert "100.0 % of dense" in text
 
 
-def test_a_page_without_skipping_does_not_talk_of_it(tmp_path, train_record, trace_json):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "x"}, "routing": {"router": "dense"}}))
-    (tmp_path / "routing_trace.json").write_text(json.dumps({**trace_json, "routed_layers": [], "passages": []}))
-    records = [train_record(step, density=(), executed_flops=8e9) for step in range(1, 4)]
-    text = Page(report(only_metrics(tmp_path, records))).text
-    assert "A language model without routers" in text
-    assert "skip" not in text
-
-
-def test_experts_have_their_shares(tmp_path, train_record):
-    routing = {"router": "moe", "unit": "mlp", "layers": [1], "moe": {"experts": 2, "top_k": 2}}
-    # 4096 tokens, two choices each.
-    changes = {"choices": ((6144, 2048),), "overflow": (1024,), "density": (0.9,)}
-    page = Page(report(routed_run(tmp_path, train_record, routing, ["1 mlp"], **changes)))
-    assert "every token chooses among experts" in page.text and "skip" not in page.text
-    assert "router moe, 2 experts, 2 a token, capacity factor 1.25" in page.text
-    assert "Unit Expert 0 Expert 1 Uneven layer 1 mlp 75.0 % 25.0 % 1.500" in page.text
-    assert "Overflow 12.5 % of what the routers wanted found no capacity" in page.text
-
-
-def test_the_routing_line_names_what_shapes_the_routing(tmp_path, train_record, valid_record):
-    routing = {
-        "router": "gumbel",
-        "layers": [1, 2],
-        "dispatch": {"mode": "capacity"},
-        "capacity": {"factor": 1.5, "scope": "stage"},
-        "budget": {"weight": 0.02},
-        "controller": {"gain": 2.0},
-        "benefit": "second_order",
-    }
-    run_dir = routed_run(tmp_path, train_record, routing, ["1", "2"])
-    with open(run_dir / "metrics.jsonl", "a") as file:
-        file.write(to_json(valid_record(30, density=(0.2, 0.4))) + "\n")
-    run = RunView.open(run_dir)
-    for said in (
-        "dispatch capacity, capacity factor 1.5 of each stage",
-        "estimator st_gumbel, benefit second_order, budget weight 0.02, controller gain 2",
-    ):
-        assert said in routing_text.routing_text(run)
-    facts = {fact.label: fact.value for fact in summary.results(run)}
-    assert facts["Validation density"] == "30.0 %" and facts["Overflow"] == "2.0 %"
-
-
-def test_few_steps_have_one_curve(tmp_path, train_record):
-    def loss(steps):
-        records = [train_record(step) for step in range(1, steps + 1)]
-        return figures.plots(RunView.open(only_metrics(tmp_path, records)))[0]
-
-    assert "running mean" not in loss(79).svg and "running mean" not in loss(79).text
-    assert "running mean" in loss(80).svg and "Strong: running mean" in loss(80).text
-
-
-def test_one_step_shows_what_it_executed(tmp_path, train_record):
-    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
-    one = dataclasses.replace(run, history=History(run.history.records[:2]))
-    (figure,) = [plot for plot in figures.plots(one) if plot.title == "Arithmetic per step"]
-    areas = re.findall(r'<g id="[^"]*FillBetween.*?\sd="([^"]*)"', figure.svg, flags=re.DOTALL)
-    assert len(areas) == 3
-    for area in areas:
-        assert len(set(re.findall(r"[ML] (\S+) ", area))) == 2  # it has a width
-
-
-def test_the_target_is_in_the_legend(tmp_path, train_record):
-    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
-    (figure,) = [plot for plot in figures.plots(run) if plot.title == "Density per routed unit"]
-    assert figure.svg.count(">target<") == 1 and "Dots" not in figure.text
-
-
-def test_many_layers_become_a_heat_map(tmp_path, train_record):
-    records = [train_record(step, density=(0.5,) * 12) for step in range(1, 30)]
-    text = Page(report(only_metrics(tmp_path, records))).text
-    assert "White is on target" in text
-
-
-def routed_run(run_dir, train_record, routing, units, num_layers=4, **changes):
-    """Files of a run of 30 steps with a routing section."""
-    config = {"run": {"name": "routed"}, "model": {"num_layers": num_layers}, "routing": routing}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    start = EventRecord(kind="start", step=0, attempt=1, message="started", values={"units": units})
-    recorded = {
-        "flops": {"mlp": 4e9, "attention": 1.5e9, "padding": 0.5e9},
-        "rows": tuple(2100 for _ in units),
-        "overflow": tuple(41 for _ in units),
-        "overflow_flops": 3e8,
-        "load": {"ranks": 1.25, "units": tuple(1.5 for _ in units), "stages": (30.0, 10.0)},
-    }
-    density = tuple(0.5 for _ in units)
-    records = [train_record(step, **{"density": density, **recorded, **changes}) for step in range(1, 31)]
-    return only_metrics(run_dir, [start, *records])
-
-
-def table_cells(text):
-    """Rows of the table of units."""
-    table = re.search(r'<table class="numbers">(.*?)</table>', text, flags=re.DOTALL).group(1)
-    rows = re.findall(r"<tr>(.*?)</tr>", table, flags=re.DOTALL)
-    return [re.findall(r"<td>(.*?)</td>", row) for row in rows[1:]]
-
-
-def test_every_unit_has_its_row(tmp_path, train_record):
-    routing = {"unit": "separate", "layers": [1, 3], "densities": [0.25, 0.75]}
-    units = ["1 attention", "1 mlp", "3 attention", "3 mlp"]
-    text = report(routed_run(tmp_path, train_record, routing, units))
-    # 4096 tokens a step.
-    shared = ["50.0 %", "none", "51.3 %", "2.0 %", "1.500"]
-    assert table_cells(text) == [
-        ["layer 1 attention", "25.0 %", *shared],
-        ["layer 1 mlp", "25.0 %", *shared],
-        ["layer 3 attention", "75.0 %", *shared],
-        ["layer 3 mlp", "75.0 %", *shared],
-    ]
-    page = Page(text)
-    assert "2 of 4 layers carry a router (1, 3), attention and MLP each their own" in page.text
-    assert "target density 25.0 % to 75.0 %" in page.text
-
-
-def test_an_annealed_target_is_a_line_over_time(tmp_path, train_record):
-    routing = {"layers": [1, 2], "density_anneal": {"start": 1.0, "steps": 10, "after": 5}}
-    run = RunView.open(routed_run(tmp_path, train_record, routing, ["1", "2"]))
-    assert run.targets(1) == run.targets(6) == (1.0, 1.0)
-    assert run.targets(11) == (0.75, 0.75)
-    assert run.targets(16) == run.targets() == (0.5, 0.5)
-    text = report(tmp_path)
-    assert table_cells(text)[0][:3] == ["layer 1", "100.0 % to 50.0 %", "50.0 %"]
-    assert "target density 50.0 %, from 100.0 % in steps 5 to 15" in Page(text).text
-
-
-def test_many_units_with_several_targets_have_a_heat_map(tmp_path, train_record):
-    routing = {"unit": "separate", "densities": [0.2, 0.3, 0.5, 0.5, 0.75]}
-    units = [f"{layer} {part}" for layer in range(5) for part in ("attention", "mlp")]
-    run = RunView.open(routed_run(tmp_path, train_record, routing, units, num_layers=5))
-    assert run.targets() == (0.2, 0.2, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75)
-    text = report(tmp_path)
-    assert "White is on target" in Page(text).text
-    # What is drawn is the distance from the targets, which goes both ways.
-    assert "\N{MINUS SIGN}100%" in text or "-100%" in text
-    assert "distance to target" in text and "less its target" in text
-
-
-@pytest.mark.parametrize("router", ["highway", "moe"])
-def test_what_computes_everything_has_no_target(tmp_path, train_record, router):
-    run = RunView.open(routed_run(tmp_path, train_record, {"router": router, "unit": "mlp"}, ["1 mlp", "2 mlp"]))
-    assert run.targets() == run.targets(3) == (None, None)
-    assert "target" not in summary.shape(run)[1].value
-    assert ("experts in place of the MLP" in summary.shape(run)[1].value) == (router == "moe")
-    assert [row[1] for row in table_cells(report(tmp_path))] == ["none", "none"]
-
-
-def test_the_arithmetic_is_told_by_part(tmp_path, train_record):
-    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
-    facts = {fact.label: fact for fact in routing_view.arithmetic(run)}
-    assert facts["MLP"].value == formats.si(4e9 / 4096, "FLOP")
-    assert facts["MLP"].note == "66.7 % of executed"
-    assert facts["thrown away"].note == "8.3 % of executed"
-    assert facts["executed"].note == "75.0 % of dense"
-    assert facts["overflow"].value == formats.si(3e8 / 4096, "FLOP")
-    parts = [facts[name] for name, _ in drawing.PARTS.values()]
-    assert sum(float(fact.note.split()[0]) for fact in parts) == pytest.approx(100.0, abs=0.2)
-
-
-def test_load_and_overflow_are_shown_where_there_is_any(tmp_path, train_record):
-    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"])
-    page = Page(report(run_dir))
-    assert "Load of the ranks" in page.text and "Share of what the routers wanted" in page.text
-    assert "Ranks 1.250" in page.text and "Stages 75.0 %, 25.0 %" in page.text
-    even = {"ranks": 1.0, "units": (1.0, 1.0), "stages": (20.0,)}
-    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"], overflow=(0, 0), load=even)
-    page = Page(report(run_dir))
-    assert "Load of the ranks" not in page.text and "Share of what the routers wanted" not in page.text
-    assert "Ranks 1.000" in page.text and "Stages" not in page.text
-
-
-def test_a_run_of_an_earlier_version_says_what_it_did_not_record(finished_page):
-    assert table_cells(finished_page)[0] == [
-        "layer 2",
-        "50.0 %",
-        "50.0 %",
-        "48.0 %",
-        "not recorded",
-        "not recorded",
-        "not recorded",
-    ]
-    assert "Where the arithmetic went" not in finished_page
-
-
 def test_of_many_alarms_the_first_are_listed(tmp_path):
     events = [EventRecord(kind="alarm", step=step, attempt=1, message=f"alarm {step}.") for step in range(1, 21)]
     page = Page(report(only_metrics(tmp_path, events)))
@@ -478,23 +239,3 @@ def test_utilisation_uses_the_devices_of_the_start(finished_run):
     facts = {fact.label: fact for fact in summary.results(RunView.open(finished_run))}
     assert facts["Utilisation"].value == f"{executed:.1f} %"
     assert f"on executed FLOPs; {dense:.1f} % on dense-equivalent FLOPs" in facts["Utilisation"].note
-
-
-def test_thin_keeps_the_spikes():
-    x, y = np.arange(100_000.0), np.zeros(100_000)
-    y[54_321], y[70_000], y[:500] = 9.0, -9.0, np.nan
-    few_x, few_y = drawing.thin(x, y)
-    assert len(few_x) <= drawing.MOST_POINTS
-    assert {54_321.0, 70_000.0} <= set(few_x)
-    assert np.nanmax(few_y) == 9.0 and np.nanmin(few_y) == -9.0
-    assert (np.diff(few_x) > 0).all()
-
-
-def test_smooth_is_the_mean_of_what_is_finite():
-    y = np.arange(160.0)
-    y[80] = np.nan
-    smooth = drawing.smooth(y)
-    assert smooth[40] == pytest.approx(40.0)
-    assert smooth[80] == pytest.approx(80.0)
-    assert smooth[0] == pytest.approx(np.mean(y[:3]))
-    assert np.isnan(drawing.smooth(np.array([np.nan]))).all()
