@@ -1,6 +1,7 @@
 """The `megaroute` command.  Imports happen in the handlers: help and errors must not wait for torch."""
 
 import argparse
+import math
 import os
 import sys
 import warnings
@@ -9,10 +10,15 @@ from pathlib import Path
 
 from megaroute import __version__
 from megaroute.common.errors import ConfigError, MegarouteError
+from megaroute.common.pipes import quietly
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status: 0, 2 for what the user can mend, or what the run returned."""
+    return quietly(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     try:
         return int(arguments.handler(arguments))
@@ -28,7 +34,8 @@ def _report(error: MegarouteError) -> None:
     if rank and isinstance(error, ConfigError):
         return  # every rank read the same configuration: rank 0 says it
     where = f"[rank {rank}] " if rank else ""
-    print(f"megaroute: error: {where}{error}", file=sys.stderr)
+    for line in str(error).splitlines():
+        print(f"megaroute: error: {where}{line}", file=sys.stderr)
 
 
 def _config_show(arguments: argparse.Namespace) -> int:
@@ -52,24 +59,37 @@ def _config_schema(_: argparse.Namespace) -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     from megaroute.common import log
-    from megaroute.config.checks import check_config
     from megaroute.config.load import load_config
     from megaroute.launch import command, devices, local, rundir
+    from megaroute.training import preflight
 
     config = load_config(arguments.config, arguments.overrides)
     processes = command.num_processes(config, arguments.nproc)
     device = devices.detect_device(config.run.device)
     launch = command.local_launch(config.run_directory / rundir.CONFIG_FILE, processes, device)
-    if arguments.dry_run:
-        check_config(config, processes, backend="gloo" if device == "cpu" else "nccl")
-        print(launch.shell_line())
-        return 0
-    from megaroute.training import preflight
-
-    preflight.check(config, processes)
-    rundir.prepare_run_directory(config)
     log.configure()
-    return local.run(launch, config.run.stop_grace_s)
+    with log.when_it_takes_long("checking the data (data.verify=%s)", config.data.verify):
+        preflight.check(config, processes)
+    if arguments.dry_run:
+        print(command.by_hand(launch, arguments.config, arguments.overrides).shell_line())
+        return 0
+    rundir.prepare_run_directory(config)
+    started = f"{processes} processes" if processes > 1 else "1 process"
+    log.get_logger().info("starting %s in %s", started, config.run_directory)
+    status = local.run(launch, config.run.stop_grace_s)
+    if status and config.metrics.report:
+        _report_of_unfinished(config.run_directory)
+    return status
+
+
+def _report_of_unfinished(directory: Path) -> None:
+    """The page of a run that was stopped or failed; its ranks write it only when they finish."""
+    from megaroute.common.log import get_logger
+    from megaroute.metrics import sinks
+    from megaroute.metrics.report import write_report
+
+    if (directory / sinks.FILE_NAME).exists():
+        get_logger().info("report: %s", write_report(directory))
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
@@ -142,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument(
         "--nproc", type=_positive, metavar="N", help="processes; the default is tensor * pipeline * data"
     )
-    launch.add_argument("--dry-run", action="store_true", help="check the configuration and print the command only")
+    launch.add_argument("--dry-run", action="store_true", help="check configuration and data, and print the command")
     pretrain = _add(
         commands, "pretrain", _pretrain, "one rank of a run; what launch and srun start", "runs/x/config.yaml"
     )
@@ -175,14 +195,14 @@ def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     example = "runs/cpu --prompt 'def main' --tokens 80"
     generate = _add(commands, "generate", _generate, "continue a text with the newest checkpoint of a run", example)
-    generate.add_argument("run", type=Path, help="run directory")
+    generate.add_argument("run", type=Path, metavar="RUN", help="run directory")
     generate.add_argument("--prompt", required=True, help="text to continue")
     generate.add_argument("--tokens", type=_positive, default=64, metavar="N", help="tokens to add (default 64)")
     generate.add_argument(
         "--temperature", type=_temperature, default=0.8, metavar="T", help="0 takes the likeliest token (default 0.8)"
     )
     generate.add_argument("--top-k", type=_positive, metavar="K", help="choose among the K likeliest (default: all)")
-    generate.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the choices (default 0)")
+    generate.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the choices (default 0)")
 
 
 def _add(
@@ -194,7 +214,7 @@ def _add(
     words: str = "",
 ) -> argparse.ArgumentParser:
     epilog = f"example: megaroute {words or name} {example}"
-    parser = commands.add_parser(name, help=summary, description=summary.capitalize() + ".", epilog=epilog)
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=epilog)
     parser.set_defaults(handler=handler)
     return parser
 
@@ -207,16 +227,24 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 

@@ -6,6 +6,7 @@ one object per line.
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from types import ModuleType
@@ -17,6 +18,7 @@ from benchmarks import exchange, layer, quality, step, stream
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
+from megaroute.common.pipes import quietly
 
 BENCHMARKS: dict[str, ModuleType] = {
     "layer": layer,
@@ -25,6 +27,27 @@ BENCHMARKS: dict[str, ModuleType] = {
     "quality": quality,
     "stream": stream,
 }
+
+
+OPTIONS = {
+    "hidden_size": "hidden",
+    "num_attention_heads": "heads",
+    "num_kv_heads": "kv_heads",
+    "ffn_hidden_size": "ffn",
+    "num_layers": "layers",
+    "sequence_length": "sequence",
+    "global_batch": "rows",
+    "micro_batch": "micro_batch",
+}
+"""Options that stand for keys of the configuration, by the last part of the key."""
+
+
+def with_options(message: str, arguments: argparse.Namespace) -> str:
+    """The message with options of the command line in place of the keys they stand for."""
+    for key, name in OPTIONS.items():
+        if hasattr(arguments, name):
+            message = re.sub(rf"\b(?:\w+\.)*{key}\b", f"--{name.replace('_', '-')}", message)
+    return message
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,11 +64,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; the exit status says whether it measured, never how fast."""
+    return quietly(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = parse_arguments(argv)
     try:
         rows = BENCHMARKS[arguments.benchmark].main(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_options(str(error), arguments)}", file=sys.stderr)
         return error.exit_code
     print("\n".join(map(json.dumps, rows)) if arguments.json else as_table(rows))
     return 0

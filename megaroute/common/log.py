@@ -3,8 +3,14 @@
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ROOT = "megaroute"
+
+LONG_S = 3.0
+"""Seconds of silence after which a person wonders."""
 
 
 def get_logger(name: str = ROOT) -> logging.Logger:
@@ -28,3 +34,15 @@ def configure(rank: int = 0, file: str | os.PathLike[str] | None = None) -> None
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
+
+
+@contextmanager
+def when_it_takes_long(message: str, *values: object) -> Iterator[None]:
+    """Say what the block does once it has taken LONG_S; what is done or refused at once needs no such line."""
+    timer = threading.Timer(LONG_S, get_logger().info, (message, *values))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

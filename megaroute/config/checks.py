@@ -15,9 +15,9 @@ Problems = Iterator[str]
 def check_config(config: Config, world_size: int | None = None, backend: Backend | None = None) -> None:
     """Raise ConfigError if the sections contradict each other, `world_size` processes, or `backend`.
 
-    Each message prints the equation that failed with its numbers and dotted keys.  With `world_size` None and
-    parallel.data `auto` the rules that need the number of replicas are checked for one replica, which is necessary for
-    any number; with `backend` None the rules of a backend are left out.
+    The message has a line for each problem: the equation that failed with its numbers and dotted keys.  With
+    `world_size` None and parallel.data `auto` the rules that need the number of replicas are checked for one replica,
+    which is necessary for any number; with `backend` None the rules of a backend are left out.
     """
     if world_size is not None:
         replicas = data_parallel_size(config, world_size)
@@ -31,8 +31,7 @@ def check_config(config: Config, world_size: int | None = None, backend: Backend
         *_backend(config, backend),
     ]
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ConfigError(problems[0] + more)
+        raise ConfigError("\n".join(problems))
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:

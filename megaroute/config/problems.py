@@ -40,20 +40,21 @@ class Layer:
 
 
 def refuse_unknown_keys(layer: Layer) -> None:
-    """Raise ConfigError for the first key of `layer` that no section knows, with the nearest key that exists."""
-    for section, path in _unknown(Config, layer.tree, ()):
-        dotted = ".".join(path)
-        raise ConfigError(f"{dotted} ({layer.source}) is not a configuration key; {_suggest(section, path)}")
+    """Raise ConfigError, with a line for each key of `layer` that no section knows and the nearest key that exists."""
+    lines = [
+        f"{'.'.join(path)} ({layer.source}) is not a configuration key; {_suggest(section, path)}"
+        for section, path in _unknown(Config, layer.tree, ())
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def describe(error: ValidationError, layers: Sequence[Layer], path: Path) -> str:
-    """One sentence on the first problem pydantic found, and the keys of the others."""
+    """A line with a sentence for each key that pydantic found wrong."""
     found: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         found.setdefault(".".join(_field_path(details["loc"])), []).append(details)
-    first, *others = found
-    sentence = _sentence(first, found[first], layers, path)
-    return f"{sentence} (and {len(others)} more: {', '.join(others)})" if others else sentence
+    return "\n".join(_sentence(dotted, problems, layers, path) for dotted, problems in found.items())
 
 
 def _sentence(dotted: str, problems: list[ErrorDetails], layers: Sequence[Layer], path: Path) -> str:

@@ -100,13 +100,23 @@ class MoeConfig(Section):
 
 
 class AlarmConfig(Section):
-    """When the load of a unit is worth an alarm in the metrics.  Densities are means over `window` steps."""
+    """When the load of a unit is worth an alarm in the metrics.
+
+    Shares are means over the last `window` steps.  A run starts with densities far from their targets, so nothing is
+    said in its first 2 * `window` steps, and those of the first window never count; after a resume, one window must
+    have passed.  An alarm is told when it begins and when it has ended.
+    """
 
     low: float = Field(default=0.01, ge=0, lt=1)
-    """Collapse: fewer tokens than this share are executed."""
+    """Collapse: the router wants fewer tokens than this share, or validation executes fewer, though the target is
+    higher."""
     high: float = Field(default=0.99, gt=0, le=1)
-    """Collapse: more tokens than this share are executed, though the target is lower."""
+    """Collapse: the router wants more tokens than this share, or validation executes more, though the target is
+    lower."""
     drift: PositiveFloat = 0.1
-    """Drift: the density is this far from the target."""
+    """Drift: the share of tokens that the router wants is this far from the target."""
+    overflow: float = Field(default=0.2, gt=0, le=1)
+    """Overflow: more of the tokens that the router wants than this share find no capacity; of `moe`, of the choices of
+    experts."""
     window: PositiveInt = 50
-    """Optimizer steps of the mean; also the steps after the start without an alarm."""
+    """Optimizer steps of the mean."""

@@ -164,8 +164,9 @@ def _exchange(config: Config, replicas: int | None) -> Problems:
         )
     if routing.dispatch.mode != "exact":
         yield (
-            f"routing.dispatch.exchange dp balances what dispatch mode exact computes; mode {routing.dispatch.mode} "
-            "computes equally many rows everywhere already; set routing.dispatch.exchange=none"
+            f"routing.dispatch.exchange dp moves the rows of dispatch mode exact, not those of mode "
+            f"{routing.dispatch.mode}, whose number is limited on each replica or that of all tokens; set "
+            "routing.dispatch.exchange=none or routing.dispatch.mode=exact"
         )
     if replicas == 1:
         yield (

@@ -4,7 +4,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,13 @@ def local_launch(config_file: Path, processes: int, device: Device) -> Launch:
     runner += [*_slots(processes, device), "--master_port", str(free_port())]
     rank = ["--no_local_rank", "--module", "megaroute.cli", "pretrain", str(config_file.resolve())]
     return Launch((*runner, *rank, f"run.device={device}"), _variables(processes, device))
+
+
+def by_hand(launch: Launch, config_file: Path, overrides: Sequence[str]) -> Launch:
+    """The same for a person to type: it reads what the person wrote, and its ranks check and make the run directory."""
+    at = launch.argv.index("pretrain") + 1
+    argv = (*launch.argv[:at], str(config_file.resolve()), *overrides, *launch.argv[at + 1 :])
+    return Launch(argv, {name: value for name, value in launch.variables.items() if name != PREFLIGHT_DONE})
 
 
 def free_port() -> int:

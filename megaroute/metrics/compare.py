@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megaroute.metrics import summary
+from megaroute.metrics import alarms, summary
+from megaroute.metrics.cautions import executed_in_validation
 from megaroute.metrics.formats import percent, si
 from megaroute.metrics.routing_view import UNRECORDED
 from megaroute.metrics.run_view import RunView
+from megaroute.model.flops import TRAINING_FACTOR
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Comparison:
             names = [f"{name} ({os.path.relpath(at, common)})" for name, at in zip(names, folders, strict=True)]
         return cls(tuple(runs), tuple(names))
 
+    @property
+    def named(self) -> dict[str, RunView]:
+        """The runs by their names."""
+        return dict(zip(self.names, self.runs, strict=True))
+
 
 @dataclass(frozen=True)
 class Line:
@@ -39,7 +46,7 @@ class Line:
 def table(comparison: Comparison) -> list[Line]:
     """What was run and what came out; a property that no run has is left out."""
     runs = comparison.runs
-    first = _bits(runs[0])
+    first = next((bits for run in runs if (bits := _bits(run)) is not None), None)
     columns: dict[str, Callable[[RunView], str]] = {
         **{fact: _fact_of(summary.shape, fact) for fact in ("Model", "Routing", "Layout", "Batch")},
         "Steps": lambda run: f"{run.steps_done:,}",
@@ -50,12 +57,14 @@ def table(comparison: Comparison) -> list[Line]:
         "Training loss": _fact_of(summary.results, "Training loss"),
         "Validation": lambda run: _validation(run, first),
         "Density": _fact_of(summary.results, "Density"),
-        "Overflow per token": _overflow,
+        "Validation density": _validation_density,
+        "Validation FLOPs per token": _validation_flops,
+        "Overflow": _overflow,
         "Load, maximum over mean": _load,
         "Speed": _fact_of(summary.results, "Speed"),
         "FLOP/s": _rate,
         "Utilisation": _fact_of(summary.results, "Utilisation"),
-        "Alarms": lambda run: str(len(summary.alarms(run))),
+        "Alarms": lambda run: alarms.count(run.history),
         "Updates left out": lambda run: str(sum(r.skipped_update for r in run.history.train)),
     }
     lines = [Line(label, tuple(value(run) for run in runs)) for label, value in columns.items()]
@@ -88,11 +97,28 @@ def _validation(run: RunView, first: float | None) -> str:
     return f"{mine:.4f} bits per byte{difference}"
 
 
+def _validation_density(run: RunView) -> str:
+    share = executed_in_validation(run)
+    return "" if share is None else percent(share)
+
+
+def _validation_flops(run: RunView) -> str:
+    """Of the forward pass, and against the forward passes of training, a third of its FLOPs."""
+    last = run.history.valid[-1:]
+    if not last or not last[0].flops_per_token:
+        return UNRECORDED if last else ""
+    train = summary.final(run.history.train)
+    tokens = sum(r.step_tokens for r in train)
+    forward = sum(r.executed_flops for r in train) / (TRAINING_FACTOR * tokens) if tokens else 0.0
+    against = f", {percent(last[0].flops_per_token / forward)} of training's" if forward else ""
+    return f"{si(last[0].flops_per_token, 'FLOP')} forward{against}"
+
+
 def _overflow(run: RunView) -> str:
-    last = [r for r in summary.final(run.history.train) if r.rows]
-    if not last:
+    counted = [r for r in run.history.train if r.rows]
+    if not counted:
         return UNRECORDED if run.units else ""
-    return percent(sum(r.overflow_share for r in last) / len(last))
+    return f"{percent(sum(r.overflow_share for r in counted) / len(counted))} of what routers wanted"
 
 
 def _load(run: RunView) -> str:
@@ -107,42 +133,3 @@ def _rate(run: RunView) -> str:
         return ""
     executed, dense = sum(r.executed_flops for r in last) / seconds, sum(r.dense_flops for r in last) / seconds
     return f"{si(executed, 'FLOP/s')} executed, {si(dense, 'FLOP/s')} dense-equivalent"
-
-
-def cautions(comparison: Comparison) -> list[str]:
-    """What stands in the way of a fair comparison: a sentence each."""
-    notes = []
-    for key, what in DIFFERENCES.items():
-        values = [run.setting(key) for run in comparison.runs]
-        if any(value != values[0] for value in values):
-            shown = ", ".join(f"{name} {value}" for name, value in zip(comparison.names, values, strict=True))
-            notes.append(f"{key} differs ({shown}): {what}.")
-    tokens = {run.history.train[-1].tokens if run.history.train else 0 for run in comparison.runs}
-    if len(tokens) > 1:
-        notes.append("The runs have not seen equally many tokens: compare the curves, not their ends.")
-    for run, name in zip(comparison.runs, comparison.names, strict=True):
-        if reason := _looks_ahead(run):
-            notes.append(f"{name}: {reason}, so its training loss knows of later tokens; compare validation.")
-    return notes
-
-
-DIFFERENCES = {
-    "data.train": "the runs learned from other text",
-    "data.valid": "they were validated on other text",
-    "train.validate_samples": "they were validated on other rows",
-    "data.tokenizer": "nats per token cannot be compared, bits per byte can",
-    "data.sequence_length": "tokens are predicted from contexts of other lengths",
-    "train.global_batch": "equally many tokens are not equally many updates",
-}
-"""Settings that must agree, and what it means when they do not."""
-
-
-def _looks_ahead(run: RunView) -> str:
-    router, mode = run.setting("routing.router"), run.setting("routing.dispatch.mode")
-    if router == "mod":
-        return "router mod executes the top of the whole sequence in training"
-    if router == "moe":
-        return "experts of limited capacity drop tokens in training"
-    if mode == "capacity" and router != "dense":
-        return "dispatch mode capacity drops tokens in training"
-    return ""

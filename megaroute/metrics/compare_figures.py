@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from megaroute.metrics import drawing
+from megaroute.metrics.cautions import FAR, executed_in_validation
 from megaroute.metrics.compare import Comparison
 from megaroute.metrics.figures import Plot
 from megaroute.metrics.formats import si
 from megaroute.metrics.run_view import RunView
-from megaroute.metrics.summary import final
+from megaroute.metrics.summary import density_of, final
 from megaroute.metrics.trace import parse_label
 
 
@@ -25,6 +26,7 @@ def plots(comparison: Comparison) -> list[Plot]:
         _density_over_time(comparison),
         _parts(comparison),
         _load(comparison),
+        _overflow(comparison),
     ]
     return [plot for plot in found if plot is not None]
 
@@ -46,15 +48,17 @@ def _curves(
 
     def draw(axes: Axes) -> None:
         for index, (run, label) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-            if not run.history.train:
-                continue
             _, y = drawing.series(run.history.train, values(run))
+            if not np.isfinite(y).any():
+                continue
             tokens = np.array([r.tokens for r in run.history.train], dtype=float)
-            axes.plot(*drawing.thin(tokens, drawing.smooth(y)), color=_colour(index), linewidth=1.6, label=label)
+            marker = "o" if np.isfinite(y).sum() == 1 else ""  # a line of one point is invisible
+            curve = drawing.thin(tokens, drawing.smooth(y))
+            axes.plot(*curve, color=_colour(index), linewidth=1.6, marker=marker, markersize=5, label=label)
         _over_tokens(axes)
         dress(axes)
 
-    return drawing.plain_figure(draw, name, columns=3)
+    return drawing.plain_figure(draw, name, fewest=1, columns=3)
 
 
 def _training_loss(comparison: Comparison) -> Plot | None:
@@ -85,9 +89,21 @@ def _validation(comparison: Comparison, over_flops: bool) -> Plot | None:
             axes.set_xlabel("executed FLOP")
 
     against = "executed FLOPs" if over_flops else "tokens"
-    text = f"Cost of held-out text per byte against {against}, greedy routing; lower is better."
+    text = f"Cost of held-out text per byte against {against}; lower is better."
+    if over_flops and (more := _validates_with_more(comparison)):
+        text += f" These are FLOPs of training; validation of {', '.join(more)} executes more than training did."
     name = f"compare-bits-{'flops' if over_flops else 'tokens'}"
-    return Plot(f"Validation against {against}", text, drawing.plain_figure(draw, name, columns=3))
+    return Plot(f"Validation against {against}", text, drawing.plain_figure(draw, name, fewest=1, columns=3))
+
+
+def _validates_with_more(comparison: Comparison) -> list[str]:
+    """Runs whose training saves what their validation does not."""
+    names = []
+    for name, run in comparison.named.items():
+        validation, training = executed_in_validation(run), density_of(final(run.history.train))
+        if validation is not None and training is not None and validation > training + FAR:
+            names.append(name)
+    return names
 
 
 def _spent(run: RunView) -> dict[int, float]:
@@ -97,45 +113,38 @@ def _spent(run: RunView) -> dict[int, float]:
 
 
 def _density(comparison: Comparison) -> Plot | None:
-    labels = sorted({label for run in comparison.runs for label in run.units}, key=parse_label)
-    if not labels:
+    drawn = {
+        name: (run, _colour(index))
+        for index, (name, run) in enumerate(comparison.named.items())
+        if run.units and run.history.train
+    }
+    if not drawn:
         return None
-    places = {label: place for place, label in enumerate(labels)}
+    parts = {parse_label(label).part for run, _ in drawn.values() for label in run.units}
+    shift = {"layer": 0.0, "attention": -0.2, "mlp": 0.2} if len(parts) > 1 else dict.fromkeys(parts, 0.0)
 
     def draw(axes: Axes) -> None:
-        for index, (run, name) in enumerate(zip(comparison.runs, comparison.names, strict=True)):
-            last = final(run.history.train)
-            if not run.units or not last:
-                continue
-            means = np.mean([r.density for r in last], axis=0)
-            x = [places[label] for label in run.units]
-            axes.plot(x, means, color=_colour(index), marker="o", markersize=5, linewidth=1, label=name)
+        for name, (run, colour) in drawn.items():
+            units = [parse_label(label) for label in run.units]
+            x = [unit.layer + shift[unit.part] for unit in units]
+            means = np.mean([r.density for r in final(run.history.train)], axis=0)
+            axes.plot(x, means, color=colour, marker="o", markersize=5, linewidth=1, label=name)
             targets = [np.nan if target is None else target for target in run.targets()]
-            axes.plot(x, targets, color=_colour(index), marker="_", markersize=14, linestyle="none")
-        every = -(-len(labels) // 12)
-        by_branch = any(" " in label for label in labels)
-        axes.set_xticks(
-            range(0, len(labels), every),
-            labels[::every],
-            rotation=30 if by_branch else 0,
-            ha="right" if by_branch else "center",
-        )
-        axes.set_xlabel("layer")
+            axes.plot(x, targets, color=colour, marker="_", markersize=14, linestyle="none")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        axes.set_xlabel("layer" if len(parts) > 1 else f"{parts.copy().pop()} of layer".replace("layer of ", ""))
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("tokens executed")
 
     text = "Share of tokens that each routed unit executes, mean of the last tenth of the steps. Bars: target."
-    return Plot("Density per unit", text, drawing.plain_figure(draw, "compare-density", columns=3))
+    if len(parts) > 1:
+        text += " Attention stands left of its layer's number, the MLP right of it."
+    return Plot("Density per unit", text, drawing.plain_figure(draw, "compare-density", fewest=1, columns=3))
 
 
 def _density_over_time(comparison: Comparison) -> Plot | None:
-    routed = [
-        (run, name)
-        for run, name in zip(comparison.runs, comparison.names, strict=True)
-        if run.units and run.history.train
-    ]
-    if not routed:
+    if not any(run.units and run.history.train for run in comparison.runs):
         return None
 
     def dress(axes: Axes) -> None:
@@ -197,3 +206,20 @@ def _load(comparison: Comparison) -> Plot | None:
 
     svg = _curves(comparison, values, "compare-load", dress)
     return Plot("Load of the ranks", "Rows of the busiest rank over the mean of all ranks: 1 is even.", svg)
+
+
+def _overflow(comparison: Comparison) -> Plot | None:
+    if not any(sum(r.overflow) for run in comparison.runs for r in run.history.train):
+        return None
+
+    def dress(axes: Axes) -> None:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("found no capacity")
+
+    def values(run: RunView) -> list[float]:
+        limited = any(sum(r.overflow) for r in run.history.train)
+        return [r.overflow_share if limited and r.overflow else float("nan") for r in run.history.train]
+
+    svg = _curves(comparison, values, "compare-overflow", dress)
+    return Plot("Overflow", "Share of what the routers wanted that found no capacity, running mean over steps.", svg)

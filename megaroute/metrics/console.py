@@ -2,23 +2,19 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from megaroute.common.log import ROOT, get_logger
 from megaroute.metrics.formats import duration, percent, si
+from megaroute.metrics.load_text import density_text, load_texts
 from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord
 from megaroute.metrics.sinks import NullSink
 from megaroute.metrics.throughput import utilisation
-
-MOST_UNITS_SHOWN = 8
-"""Densities are shown one by one up to so many routed units, and as mean and range above."""
-
-EVEN = 1.005
-"""Up to this maximum over mean the load of the ranks is not worth a word."""
 
 LONG_WAIT = 0.01
 """Up to this share of the time waiting for data is not worth a word."""
@@ -26,7 +22,7 @@ LONG_WAIT = 0.01
 
 @dataclass
 class Interval:
-    """Work and time since the last log line."""
+    """Work, time and load since the last log line."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -34,6 +30,7 @@ class Interval:
     flops: float = 0.0
     dense_flops: float = 0.0
     wait: float = 0.0
+    loads: list[TrainRecord] = field(default_factory=list)
 
     def add(self, record: TrainRecord) -> None:
         """Count one more step."""
@@ -43,38 +40,18 @@ class Interval:
         self.flops += record.executed_flops
         self.dense_flops += record.dense_flops
         self.wait += record.data.get("wait_s", 0.0)
+        self.loads.append(record)
 
     def per_second(self, amount: float) -> float:
         """`amount` over the time of the interval; 0 when no time passed."""
         return amount / self.seconds if self.seconds else 0.0
 
 
-def density_text(units: tuple[str, ...], density: tuple[float, ...]) -> str:
-    """Mean density and, of few units each one, of many the range: "density 0.51 (L2 0.48, L3 mlp 0.54)"."""
-    if not density:
-        return "no routed unit"
-    mean = sum(density) / len(density)
-    if len(density) <= MOST_UNITS_SHOWN:
-        each = ", ".join(f"L{unit} {share:.2f}" for unit, share in zip(units, density, strict=True))
-    else:
-        each = f"{min(density):.2f} to {max(density):.2f}"
-    return f"density {mean:.3f} ({each})"
-
-
-def load_text(record: TrainRecord) -> list[str]:
-    """What is not as it should be: rows that overflowed, and ranks that compute more than others."""
-    parts = []
-    if sum(record.overflow):
-        parts.append(f"overflow {percent(record.overflow_share)}")
-    if record.load.get("ranks", 1.0) > EVEN:
-        parts.append(f"load max/mean {record.load['ranks']:.2f}")
-    return parts
-
-
 class LogSink(NullSink):
     """One log line per `every` steps, at the first step of an attempt and at the last of the run; one per event.
 
-    Loss, gradient norm, learning rate and density are those of the step; speeds are means since the last line.
+    Loss, gradient norm, learning rate and density are those of the step; speeds, overflow and load are means since the
+    last line.  `target` gives the mean target density of a step, counted from 1, and None where there is none.
     """
 
     def __init__(
@@ -84,6 +61,7 @@ class LogSink(NullSink):
         start_step: int,
         steps: int,
         units: tuple[str, ...],
+        target: Callable[[int], float | None],
         device: str,
         precision: str,
         devices: int,
@@ -92,6 +70,7 @@ class LogSink(NullSink):
         self._start_step = start_step
         self._steps = steps
         self._units = units
+        self._target = target
         self._device = device
         self._precision = precision
         self._devices = devices
@@ -105,12 +84,21 @@ class LogSink(NullSink):
             self._interval = Interval()
 
     def valid(self, record: ValidRecord) -> None:
-        score = f"valid loss {record.loss:.4f} | {record.bits_per_byte:.4f} bits per byte"
-        greedy = f"greedy {density_text(self._units, record.density)}" if record.density else "no routed unit"
-        self._log.info("step %d/%d | %s | %s | %d rows", record.step, self._steps, score, greedy, record.rows)
+        parts = [
+            f"step {record.step}/{self._steps}",
+            f"valid loss {record.loss:.4f}",
+            f"{record.bits_per_byte:.4f} bits per byte",
+            density_text(self._units, record.density, self._target(record.step), "validation density"),
+            f"{record.rows} rows",
+        ]
+        self._log.info("%s", " | ".join(parts))
 
     def event(self, record: EventRecord) -> None:
-        self._log.log(logging.WARNING if record.kind == "alarm" else logging.INFO, "%s", record.message)
+        if record.kind in ("alarm", "recovered"):
+            level = logging.WARNING if record.kind == "alarm" else logging.INFO
+            self._log.log(level, "step %d/%d | %s | %s", record.step, self._steps, record.kind, record.message)
+        else:
+            self._log.info("%s", record.message)
 
     def _parts(self, record: TrainRecord) -> list[str]:
         left = self._interval.seconds / self._interval.steps * (self._steps - record.step)
@@ -119,8 +107,8 @@ class LogSink(NullSink):
             f"loss {record.loss:.4f}",
             f"grad norm {record.grad_norm:.3g}",
             *self._speed(),
-            density_text(self._units, record.density),
-            *load_text(record),
+            density_text(self._units, record.density, self._target(record.step)),
+            *load_texts(self._units, self._interval.loads),
             *self._data(record),
             f"lr {record.lr:.2e}",
             f"eta {duration(left)}",
@@ -142,7 +130,7 @@ class LogSink(NullSink):
         executed, dense = interval.per_second(interval.flops), interval.per_second(interval.dense_flops)
         parts = [
             f"{si(interval.per_second(interval.tokens))} tokens/s",
-            _both(f"{executed / 1e12:.3g} TFLOP/s", f"{dense / 1e12:.3g}", executed == dense),
+            _both(si(executed, "FLOP/s"), si(dense, "FLOP/s"), executed == dense),
         ]
         shares = [utilisation(rate, self._device, self._precision, self._devices) for rate in (executed, dense)]
         known = [percent(share) for share in shares if share is not None]

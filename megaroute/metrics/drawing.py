@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ PARTS = {
 MOST_POINTS = 1200
 """Points of one curve; more would only make the page heavy."""
 
+FEW = 80
+"""Under so many steps the running mean is of one step, and no other curve."""
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -52,7 +56,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def figure(run: RunView, draw: Callable[[Axes], None], name: str, legend: bool = True) -> str:
+def figure(run: RunView, draw: Callable[[Axes], None], name: str, legend: bool = True, columns: int = 4) -> str:
     """SVG of what `draw` puts on axes whose x is the step, resumed attempts marked.  `name` is unique on the page."""
 
     def over_steps(axes: Axes) -> None:
@@ -60,19 +64,19 @@ def figure(run: RunView, draw: Callable[[Axes], None], name: str, legend: bool =
         _step_axis(axes, run)
         _mark_attempts(axes, run)
 
-    return plain_figure(over_steps, name, legend)
+    return plain_figure(over_steps, name, 2 if legend else sys.maxsize, columns)
 
 
 def plain_figure(
-    draw: Callable[[Axes], None], name: str, legend: bool = True, columns: int = 4, height: float = 3.1
+    draw: Callable[[Axes], None], name: str, fewest: int = 2, columns: int = 4, height: float = 3.1
 ) -> str:
-    """SVG of what `draw` puts on axes, with a legend in `columns` when several things have names."""
+    """SVG of what `draw` puts on axes, with a legend in `columns` when at least `fewest` things have names."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         canvas = Figure(figsize=(6.4, height), layout="constrained")
         axes = canvas.add_subplot()
         draw(axes)
         handles, labels = axes.get_legend_handles_labels()
-        if legend and len(handles) > 1:
+        if len(handles) >= fewest:
             canvas.legend(handles, labels, loc="outside upper right", ncols=columns, fontsize=9, handlelength=1.4)
         return _svg(canvas, name)
 
@@ -85,7 +89,7 @@ def _step_axis(axes: Axes, run: RunView) -> None:
         # A line of one point is invisible, and an axis without length has the same tick five times.
         axes.set_xlim(run.steps_done - 1, run.steps_done + 1)
         for line in (line for part in axes.figure.axes for line in part.get_lines()):
-            line.set_marker("o")
+            line.set_marker("o" if np.size(line.get_xdata()) == 1 else "")
 
 
 def _mark_attempts(axes: Axes, run: RunView) -> None:
@@ -105,10 +109,18 @@ def _mark_attempts(axes: Axes, run: RunView) -> None:
 
 
 def raw_and_smooth(axes: Axes, train: Sequence[TrainRecord], values: Sequence[float]) -> None:
-    """Every step as a pale thin line, and their running mean as a strong one."""
+    """Every step as a pale thin line, and their running mean as a strong one; of few steps the former alone, strong."""
     x, y = series(train, values)
+    if len(x) < FEW:
+        axes.plot(x, y, color=BLUE, linewidth=1.8, label="every step")
+        return
     axes.plot(*thin(x, y), color=PALE_BLUE, linewidth=0.8, label="every step")
     axes.plot(*thin(x, smooth(y)), color=BLUE, linewidth=1.8, label="running mean")
+
+
+def how_drawn(train: Sequence[TrainRecord]) -> str:
+    """What raw_and_smooth draws, for the caption."""
+    return "Every step." if len(train) < FEW else "Pale: every step. Strong: running mean."
 
 
 def series(train: Sequence[TrainRecord], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +131,7 @@ def series(train: Sequence[TrainRecord], values: Sequence[float]) -> tuple[np.nd
 
 def smooth(y: np.ndarray) -> np.ndarray:
     """Mean of a window of a fortieth of the points around each one; what is not finite is left out."""
-    half = len(y) // 80
+    half = len(y) // FEW
     known = np.isfinite(y)
     sums = np.concatenate(([0.0], np.cumsum(np.where(known, y, 0.0))))
     counts = np.concatenate(([0], np.cumsum(known)))

@@ -50,25 +50,24 @@ def _loss(run: RunView) -> Plot:
             axes.plot(steps, losses, color=drawing.ORANGE, marker="o", markersize=4, linewidth=1.2, label="validation")
         axes.set_ylabel("nats per token")
 
-    text = (
-        "Cross entropy of predicting the next token; lower is better. Pale: every step. Strong: running mean. "
-        "Validation routes greedily, training with noise."
-    )
+    text = f"Cross entropy of predicting the next token; lower is better. {drawing.how_drawn(run.history.train)}"
+    if run.units and run.validates_greedily:
+        text += " Validation routes greedily, training with noise."
     return Plot("Loss", text, drawing.figure(run, draw, "loss"))
 
 
 def _bits_per_byte(run: RunView) -> Plot:
     title = "Validation, bits per byte"
     if not run.history.valid:
-        return Plot(
-            title, "This run has not validated: it needs data.valid and train.validate_every, or its last step."
-        )
+        return Plot(title, f"This run has not validated: {run.why_no_validation}.")
 
     def draw(axes: Axes) -> None:
         steps, scores = zip(*((r.step, r.bits_per_byte) for r in run.history.valid), strict=True)
         axes.plot(steps, scores, color=drawing.ORANGE, marker="o", markersize=4)
-        axes.annotate(f"{scores[-1]:.3f}", (steps[-1], scores[-1]), (0, 8), textcoords="offset points", ha="right")
-        axes.margins(y=0.15)
+        rises = len(scores) > 1 and scores[-1] > scores[-2]  # the label goes where the curve does not
+        offset = (0, 8 if rises else -16)
+        axes.annotate(f"{scores[-1]:.3f}", (steps[-1], scores[-1]), offset, textcoords="offset points", ha="right")
+        axes.margins(y=0.25)
         axes.set_ylabel("bits per byte")
 
     text = "Cost of held-out text per byte; lower is better, and models with other tokenizers can be compared."
@@ -81,11 +80,25 @@ def _density(run: RunView) -> Plot:
         return Plot("Density", "No layer of this run carries a router: every token executes every layer.")
     if not run.history.train:
         return Plot(title, "No step has been completed yet.")
+    what = EXECUTED.get(run.router, "Share of tokens that each unit executes")
     if len(run.units) > MOST_LINES:
-        text = "Share of tokens that each unit executes. White is on target, green above it, brown below."
+        if _targets_differ(run):
+            what = "Share of tokens that each unit executes, less its target"
+        text = f"{what}. White is on target, green above it, brown below."
         return Plot(title, text, drawing.figure(run, lambda axes: _heat_map(axes, run), "density"))
-    text = "Share of tokens that each unit executes (running mean). Dots: greedy routing at validation. Dashed: target."
+    text = f"{what}.{'' if len(run.history.train) < drawing.FEW else ' Running mean.'}"
+    text += " Dots: validation." if run.history.valid else ""
     return Plot(title, text, drawing.figure(run, lambda axes: _density_lines(axes, run), "density"))
+
+
+EXECUTED = {"moe": "Share of tokens that an expert of each unit computes; the others found no capacity"}
+"""What density is of, where it is not the router's choice to execute."""
+
+
+def _targets_differ(run: RunView) -> bool:
+    """Whether no one density is the target of every unit and step."""
+    targets = _target_curves(run)
+    return bool(targets.shape[1] and targets.min() < targets.max())
 
 
 def _density_lines(axes: Axes, run: RunView) -> None:
@@ -94,13 +107,17 @@ def _density_lines(axes: Axes, run: RunView) -> None:
     for i, (unit, colour) in enumerate(zip(run.units, colours, strict=True)):
         x, y = drawing.series(run.history.train, [r.density[i] for r in run.history.train])
         axes.plot(*drawing.thin(x, drawing.smooth(y)), color=colour, linewidth=1.5, label=f"layer {unit}")
-        greedy = [(r.step, r.density[i]) for r in run.history.valid]
-        if greedy:
-            axes.plot(*zip(*greedy, strict=True), color=colour, marker="o", markersize=4, linestyle="none")
-    for target in sorted({tuple(curve) for curve in _target_curves(run).T}):
+        validated = [(r.step, r.density[i]) for r in run.history.valid]
+        if validated:
+            axes.plot(*zip(*validated, strict=True), color=colour, marker="o", markersize=4, linestyle="none")
+    for number, target in enumerate(sorted({tuple(curve) for curve in _target_curves(run).T})):
         steps = [r.step for r in run.history.train]
         axes.plot(
-            *drawing.thin(np.array(steps), np.array(target)), color=drawing.INK, linestyle=(0, (5, 3)), linewidth=1
+            *drawing.thin(np.array(steps), np.array(target)),
+            color=drawing.INK,
+            linestyle=(0, (5, 3)),
+            linewidth=1,
+            label="target" if number == 0 else None,
         )
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -119,7 +136,7 @@ def _heat_map(axes: Axes, run: RunView) -> None:
     bins = np.array_split(np.arange(len(steps)), min(len(steps), 240))
     targets = _target_curves(run)
     # Targets that differ leave no one density to be white: their distance is shown instead.
-    differ = targets.shape[1] > 0 and targets.min() < targets.max()
+    differ = _targets_differ(run)
     values = density - targets if differ else density
     cells = np.stack([values[part].mean(axis=0) for part in bins], axis=1)
     white = 0.0 if differ else min(max(float(targets.min()) if targets.size else 0.5, 0.05), 0.95)
@@ -133,12 +150,13 @@ def _heat_map(axes: Axes, run: RunView) -> None:
         extent=(steps[0] - 0.5, steps[-1] + 0.5, len(run.units) - 0.5, -0.5),
     )
     every = -(-len(run.units) // 12)
-    axes.set_yticks(range(0, len(run.units), every), list(run.units[::every]))
+    axes.set_yticks(range(0, len(run.units), every), [unit.replace("attention", "attn") for unit in run.units[::every]])
     axes.set_ylabel("layer")
     axes.grid(False)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, ticks=sorted({low, white, high}))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.ax.axhline(white, color=drawing.INK, linewidth=1)
+    bar.set_label("distance to target" if differ else "tokens executed")
 
 
 def _flops(run: RunView) -> Plot:
@@ -150,6 +168,8 @@ def _flops(run: RunView) -> Plot:
         x, dense = drawing.series(train, [r.dense_flops for r in train])
         _, executed = drawing.series(train, [r.executed_flops for r in train])
         xs, low = drawing.thin(x, drawing.smooth(executed))
+        if len(xs) == 1:  # an area needs a width
+            xs, low = xs + np.array([-0.4, 0.4]), np.repeat(low, 2)
         high = np.interp(xs, x, dense)
         axes.plot(
             xs, high, color=drawing.MUTED, linestyle=(0, (5, 3)), linewidth=1.2, label="every token in every layer"
@@ -164,10 +184,10 @@ def _flops(run: RunView) -> Plot:
         axes.set_ylabel("FLOP, forward + backward")
 
     text = (
-        "What was computed, counted from the tokens gathered, against the same model without skipping. Thrown away: "
+        "What was computed, counted from the tokens gathered, against the same model without routers. Thrown away: "
         "rows of padding, and query-key pairs behind a mask."
     )
-    return Plot(title, text, drawing.figure(run, draw, "flops"))
+    return Plot(title, text, drawing.figure(run, draw, "flops", columns=3))
 
 
 def _stack_parts(axes: Axes, run: RunView, x: np.ndarray, xs: np.ndarray) -> None:
@@ -202,9 +222,9 @@ def _load(run: RunView) -> list[Plot]:
             drawing.raw_and_smooth(axes, train, [r.overflow_share for r in train])
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-            axes.set_ylabel("rows per token")
+            axes.set_ylabel("found no capacity")
 
-        text = "Rows that the routers wanted and the capacity did not allow, per token, mean over the units."
+        text = "Share of what the routers wanted that found no capacity. " + drawing.how_drawn(train)
         plots.append(Plot("Overflow", text, drawing.figure(run, draw_overflow, "overflow")))
     return plots
 
@@ -246,5 +266,5 @@ def _optimizer(run: RunView) -> Plot:
         rates.set_ylabel("learning rate", color=drawing.ORANGE)
         rates.grid(False)
 
-    text = "Blue: norm of the gradient before clipping, pale for every step. Orange: learning rate."
+    text = "Blue: norm of the gradient before clipping. Orange: learning rate. " + drawing.how_drawn(train)
     return Plot(title, text, drawing.figure(run, draw, "optimizer", legend=False))

@@ -29,3 +29,8 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """0.4127 as 41.3 %."""
     return f"{100 * share:.1f} %"
+
+
+def unit_name(label: str) -> str:
+    """A routed unit in words: `layer 7`, or `layer 7 mlp`."""
+    return f"layer {label}"

@@ -79,6 +79,12 @@ def read_history(path: str | Path) -> History:
     return History(tuple(records), tuple(n for n in damaged if n <= len(lines)))
 
 
+def next_attempt(path: str | Path) -> int:
+    """Number of the attempt that will write to a `metrics.jsonl` next; the first is 1."""
+    attempts = read_history(path).attempts if Path(path).exists() else ()
+    return max(attempts, default=0) + 1
+
+
 def overlap(history: History) -> list[tuple[int, TrainRecord, TrainRecord]]:
     """(step, earlier record, later record) for every step that two attempts both computed, ascending.
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from megaroute.metrics.formats import percent
+from megaroute.metrics.formats import percent, unit_name
 from megaroute.metrics.grid import grid
 from megaroute.metrics.trace import Passage, Trace
 
@@ -69,7 +69,7 @@ def _heading(trace: Trace, passage: Passage) -> str:
 
 def _token(trace: Trace, passage: Passage, i: int) -> TokenView:
     text, loss = passage.tokens[i], passage.loss[i]
-    skipped = [unit.label for unit, row in zip(trace.units, passage.keep, strict=True) if not row[i]]
+    skipped = [unit_name(unit.label) for unit, row in zip(trace.units, passage.keep, strict=True) if not row[i]]
     executed = trace.total - len(skipped)
     title = f"{json.dumps(text, ensure_ascii=False)}: {executed} of {trace.total} {trace.counted}"
     if skipped:

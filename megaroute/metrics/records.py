@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-EventKind = Literal["start", "resume", "checkpoint", "stop", "end", "alarm"]
+EventKind = Literal["start", "resume", "checkpoint", "stop", "end", "error", "alarm", "recovered"]
 EVENT_KINDS: tuple[str, ...] = get_args(EventKind)
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -60,6 +60,9 @@ class TrainRecord:
     """Rows computed, per routed unit, padding included."""
     overflow: tuple[int, ...] = ()
     """Rows that the router wanted and the capacity did not allow, per routed unit."""
+    choices: tuple[tuple[int, ...], ...] = ()
+    """Choices that fell on each expert, per routed unit, before the limit; empty unless units are mixtures of
+    experts."""
     overflow_flops: float = 0.0
     """What these would have cost; they were not executed."""
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -84,10 +87,23 @@ class TrainRecord:
         return round(self.tokens_per_second * self.seconds)
 
     @property
+    def dropped(self) -> tuple[float, ...]:
+        """Share of what each unit's router chose that found no capacity; of experts, of their choices."""
+        counts = zip(self._wanted, self.overflow, strict=True) if self.overflow else ()
+        return tuple(over / wanted if wanted else 0.0 for wanted, over in counts)
+
+    @property
     def overflow_share(self) -> float:
-        """Rows over capacity per token, mean over the units."""
-        total = self.step_tokens * len(self.overflow)
-        return sum(self.overflow) / total if total else 0.0
+        """Share of what all routers chose together that found no capacity."""
+        wanted = sum(self._wanted) if self.overflow else 0.0
+        return sum(self.overflow) / wanted if wanted else 0.0
+
+    @property
+    def _wanted(self) -> tuple[float, ...]:
+        if self.choices:
+            return tuple(float(sum(of_unit)) for of_unit in self.choices)
+        kept = (share * self.step_tokens for share in self.density)
+        return tuple(k + over for k, over in zip(kept, self.overflow, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +117,11 @@ class ValidRecord:
     bits_per_byte: float
     """Cross entropy, bits per byte of text: does not depend on the tokenizer."""
     density: tuple[float, ...]
-    """Share of tokens executed with greedy routing, per routed unit."""
+    """Share of tokens executed, per routed unit, as the router decides at inference."""
     rows: int
     """Rows that were scored."""
+    flops_per_token: float = 0.0
+    """Floating-point operations of the forward pass, per token; 0 where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

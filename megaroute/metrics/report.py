@@ -9,13 +9,17 @@ from markupsafe import Markup
 from megaroute.common.errors import UserError
 from megaroute.common.files import atomic_write
 from megaroute.metrics import (
+    alarms,
+    cautions,
     compare,
     compare_figures,
     drawing,
+    experts,
     figures,
     formats,
     grid,
     passages,
+    routing_text,
     routing_view,
     summary,
 )
@@ -42,12 +46,22 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one page about several runs, `comparison.html` beside the first unless `out` names a file.
 
-    Differences are to the first run.  Returns the path.  Raises DataError when a directory has no metrics.jsonl,
-    and UserError when the file cannot be written.
+    Differences are to the first run that has validated.  Returns the path.  Raises DataError when a directory has no
+    metrics.jsonl, and UserError when one is named twice or the file cannot be written.
     """
+    _check_apart(run_dirs)
     comparison = Comparison.of([RunView.open(run_dir) for run_dir in run_dirs])
     beside = comparison.runs[0].directory.resolve().parent / COMPARISON_NAME
     return _write(Path(out) if out is not None else beside, render_comparison(comparison))
+
+
+def _check_apart(run_dirs: Sequence[str | Path]) -> None:
+    seen: set[Path] = set()
+    for run_dir in run_dirs:
+        at = Path(run_dir).resolve()
+        if (place := at.parent if at.is_file() else at) in seen:
+            raise UserError(f"{run_dir} is named twice, but a run does not differ from itself; name each run once")
+        seen.add(place)
 
 
 def _write(path: Path, page: str) -> Path:
@@ -87,9 +101,12 @@ def render(run: RunView) -> str:
             shape=summary.shape(run),
             results=summary.results(run),
             attempts=summary.attempts(run),
-            alarms=summary.alarms(run),
+            alarms=alarms.alarms(run.history),
             most_alarms=MOST_ALARMS,
+            about=routing_text.about(run),
+            skips=run.skips or not run.history.train,
             units=routing_view.units(run),
+            experts=experts.experts(run),
             arithmetic=routing_view.arithmetic(run),
             load=routing_view.load(run),
             plots=[(plot, Markup(plot.svg or "")) for plot in figures.plots(run)],
@@ -112,7 +129,8 @@ def render_comparison(comparison: Comparison) -> str:
             names=comparison.names,
             colours=drawing.RUNS,
             table=compare.table(comparison),
-            cautions=compare.cautions(comparison),
+            cautions=cautions.cautions(comparison.named),
+            first=next((name for name, run in comparison.named.items() if run.history.valid), None),
             units=[routing_view.units(run) for run in comparison.runs],
             plots=[(plot, Markup(plot.svg or "")) for plot in compare_figures.plots(comparison)],
         )

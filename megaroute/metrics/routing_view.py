@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaroute.metrics.drawing import PARTS
-from megaroute.metrics.formats import percent, si
+from megaroute.metrics.formats import percent, si, unit_name
 from megaroute.metrics.records import TrainRecord
 from megaroute.metrics.run_view import RunView
 from megaroute.metrics.summary import Fact, final
@@ -20,8 +20,8 @@ class UnitRow:
     name: str
     target: str
     density: str
-    greedy: str
-    """At the last validation."""
+    validation: str
+    """Density at the last validation."""
     rows: str
     """Rows computed per token, padding included."""
     overflow: str
@@ -44,9 +44,9 @@ def _unit(run: RunView, last: Sequence[TrainRecord], index: int) -> UnitRow:
         name=unit_name(run.units[index]),
         target=_target(run, index),
         density=percent(sum(r.density[index] for r in last) / len(last)),
-        greedy=percent(valid.density[index]) if valid else "",
+        validation=percent(valid.density[index]) if valid else "",
         rows=percent(sum(r.rows[index] for r in last) / tokens) if counted else UNRECORDED,
-        overflow=percent(sum(r.overflow[index] for r in last) / tokens) if counted else UNRECORDED,
+        overflow=percent(sum(r.dropped[index] for r in last) / len(last)) if counted else UNRECORDED,
         load=f"{sum(loads) / len(loads):.3f}" if loads else UNRECORDED,
     )
 
@@ -56,12 +56,6 @@ def _target(run: RunView, index: int) -> str:
     if first is None or last is None:
         return "none"
     return percent(last) if first == last else f"{percent(first)} to {percent(last)}"
-
-
-def unit_name(label: str) -> str:
-    """`layer 7`, or `layer 7, mlp`."""
-    layer, _, part = label.partition(" ")
-    return f"layer {layer}, {part}" if part else f"layer {layer}"
 
 
 def arithmetic(run: RunView) -> list[Fact]:

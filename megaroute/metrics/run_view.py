@@ -1,5 +1,6 @@
 """A run directory as the report sees it: what is there, and what is not."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,14 +10,28 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from megaroute.common.errors import DataError
 from megaroute.config.routing import RoutingConfig
-from megaroute.metrics import sinks, trace
+from megaroute.metrics import sinks
+from megaroute.metrics import trace as trace_file
 from megaroute.metrics.history import History, read_history
 from megaroute.metrics.records import EventRecord
 from megaroute.metrics.trace import Trace
 
 COMPUTE_EVERYTHING = ("highway", "moe")
 """Routers without a target density."""
+
+QUIET_S, QUIET_STEPS = 300.0, 20.0
+"""A run that records nothing for so many seconds and so many of its slowest recent steps is taken to be over."""
+
+GREEDY = ("gumbel", "early_exit")
+"""Routers whose decision in validation is that of training without the noise."""
+
+
+def mean_target(routing: RoutingConfig, num_layers: int, step: int) -> float | None:
+    """Mean target density of the units at a step, counted from 1; None where there is none."""
+    targets = routing.targets(num_layers, step - 1)
+    return sum(targets) / len(targets) if targets and routing.router not in COMPUTE_EVERYTHING else None
 
 
 @dataclass(frozen=True)
@@ -30,11 +45,18 @@ class RunView:
     trace: Trace | None
     gaps: list[str] = field(default_factory=list)
     """A sentence for each thing that is missing or could not be read."""
+    age: float = 0.0
+    """Seconds since metrics.jsonl last grew."""
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "RunView":
-        """Read a run directory.  Raises DataError when it has no metrics.jsonl; all else may be missing."""
-        directory = Path(run_dir)
+        """Read a run directory, or that of a file in it.
+
+        Raises DataError when it does not exist or has no metrics.jsonl; all else may be missing.
+        """
+        directory = Path(run_dir).parent if Path(run_dir).is_file() else Path(run_dir)
+        if not directory.exists():
+            raise DataError(f"{run_dir} does not exist, so nothing is known of the run; name the directory of a run")
         history = read_history(directory / sinks.FILE_NAME)
         gaps: list[str] = []
         if history.damaged:
@@ -42,7 +64,12 @@ class RunView:
             gaps.append(
                 f"Line {lines} of metrics.jsonl could not be read, as a killed run may leave it, and is left out."
             )
-        return cls(directory, history, _config(directory, gaps), _trace(directory, gaps), gaps)
+        config = _config(directory, gaps)
+        trace = _trace(directory, gaps)
+        run = cls(directory, history, config, trace, gaps, time.time() - (directory / sinks.FILE_NAME).stat().st_mtime)
+        if not (directory / trace_file.FILE_NAME).exists() and (run.skips or not history.train):
+            gaps.append(f"There is no {trace_file.FILE_NAME}, so single tokens are not shown: {run.why_no_trace}.")
+        return run
 
     def setting(self, key: str) -> Any:
         """The value of a dotted configuration key; None when the configuration has no such key."""
@@ -60,6 +87,21 @@ class RunView:
     def name(self) -> str:
         """Name of the run; that of its directory when there is no configuration."""
         return str(self.setting("run.name") or self.directory.resolve().name)
+
+    @property
+    def router(self) -> str:
+        """`routing.router`; that of the method when there is no configuration."""
+        return str(self.setting("routing.router") or "gumbel")
+
+    @property
+    def validates_greedily(self) -> bool:
+        """Whether validation is routed as training is, but for the noise."""
+        return self.router in GREEDY
+
+    @property
+    def skips(self) -> bool:
+        """Whether a token may pass a unit unchanged because its router says so."""
+        return bool(self.units) and self.router not in COMPUTE_EVERYTHING
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -125,8 +167,45 @@ class RunView:
     @property
     def ending(self) -> EventRecord | None:
         """The event that ended the last attempt; None when it goes on or was killed."""
-        last = [e for e in self.history.events if e.attempt == self.history.attempts[-1]]
-        return next((e for e in reversed(last) if e.kind in ("end", "stop")), None)
+        return self.ending_of(self.history.attempts[-1]) if self.history.attempts else None
+
+    def ending_of(self, attempt: int) -> EventRecord | None:
+        """The event that ended an attempt: the first failure, which other ranks may have followed, or the last word."""
+        events = [event for event in self.history.events if event.attempt == attempt]
+        failed = next((event for event in events if event.kind == "error"), None)
+        return failed or next((event for event in reversed(events) if event.kind in ("end", "stop")), None)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was recorded for so long that the run, if it has not ended, must have been cut off."""
+        slowest = max((r.seconds for r in self.history.train[-20:]), default=0.0)
+        return self.age > max(QUIET_S, QUIET_STEPS * slowest)
+
+    @property
+    def why_no_trace(self) -> str:
+        """Why there is no trace of tokens: a clause."""
+        if self.config and self.setting("data.valid") is None:
+            return "it needs validation data, data.valid"
+        if self.number("metrics.trace_samples") == 0:
+            return "metrics.trace_samples is 0"
+        if self.ending is None or self.ending.kind != "end":
+            return "it is written at the end of a run, to which this one has not come"
+        return "it was not written, or removed"
+
+    @property
+    def why_no_validation(self) -> str:
+        """Why there is no validation: a clause."""
+        every = self.number("train.validate_every")
+        if not self.config:
+            return "its configuration is not known"
+        if self.setting("data.valid") is None:
+            return "data.valid is not given"
+        if every is None:
+            return "train.validate_every is not given"
+        due = min(every, self.steps_planned or every)
+        if self.steps_done < due:
+            return f"the first is due after step {due:,}"
+        return "none was recorded"
 
 
 def _config(directory: Path, gaps: list[str]) -> Mapping[str, Any]:
@@ -146,12 +225,9 @@ def _config(directory: Path, gaps: list[str]) -> Mapping[str, Any]:
 
 def _trace(directory: Path, gaps: list[str]) -> Trace | None:
     try:
-        return trace.read_trace(directory / trace.FILE_NAME)
+        return trace_file.read_trace(directory / trace_file.FILE_NAME)
     except FileNotFoundError:
-        gaps.append(
-            f"There is no {trace.FILE_NAME}: the routing of single tokens is not shown. It is written when validation "
-            "data is given (data.valid) and metrics.trace_samples is above 0."
-        )
+        pass  # the reason follows from the whole run, see why_no_trace
     except (OSError, ValueError) as error:
-        gaps.append(f"{trace.FILE_NAME} could not be read: {error}.")
+        gaps.append(f"{trace_file.FILE_NAME} could not be read: {error}.")
     return None

@@ -109,7 +109,7 @@ class TensorBoardSink(NullSink):
 
     def valid(self, record: ValidRecord) -> None:
         scores = {"loss/valid": record.loss, "loss/valid_bits_per_byte": record.bits_per_byte}
-        self._write(record.step, {**scores, **self._per_unit("density_greedy", record.density)})
+        self._write(record.step, {**scores, **self._per_unit("density_valid", record.density)})
 
     def close(self) -> None:
         self._monitor.tb_monitor.summary_writer.close()

@@ -6,16 +6,10 @@ from dataclasses import dataclass
 
 from megaroute.metrics.formats import duration, percent, si
 from megaroute.metrics.history import differences, overlap
-from megaroute.metrics.records import EventRecord, TrainRecord
+from megaroute.metrics.records import TrainRecord
+from megaroute.metrics.routing_text import routing_text, target_text
 from megaroute.metrics.run_view import RunView
 from megaroute.metrics.throughput import utilisation
-
-UNITS = {
-    "attention": "in front of attention",
-    "mlp": "in front of the MLP",
-    "separate": "attention and MLP each their own",
-}
-"""What is said of routing.unit; a router in front of the whole layer is the method's."""
 
 FINAL_SHARE = 0.1
 """Final values are means over this share of the steps, the last ones: a single step is noise."""
@@ -47,17 +41,27 @@ def state(run: RunView) -> str:
     """One sentence: how far the run came and how it ended."""
     planned = f" of {run.steps_planned:,}" if run.steps_planned else ""
     done = f"Steps completed: {run.steps_done:,}{planned}."
-    if run.ending is None:
-        return f"{done} The run goes on, or was cut off: its last attempt recorded no end."
-    resumable = " It can be resumed." if run.ending.kind == "stop" else ""
-    return f"{done} The run's last word: {run.ending.message.rstrip('.')}.{resumable}"
+    ending = run.ending
+    if ending is None:
+        return f"{done} {_unended(run)}"
+    if ending.kind == "error":
+        return f"{done} The run {ending.message.rstrip('.')}."
+    resumable = " It can be resumed." if ending.kind == "stop" else ""
+    return f"{done} The run's last word: {ending.message.rstrip('.')}.{resumable}"
+
+
+def _unended(run: RunView) -> str:
+    ago = f"its last record was {duration(run.age)} old when this page was written"
+    if run.silent:
+        return f"The run was cut off, without an end: {ago}. The same command goes on from its newest checkpoint."
+    return f"The run goes on: {ago}."
 
 
 def shape(run: RunView) -> list[Fact]:
     """What was trained, on what."""
     facts = [
         Fact("Model", _model(run)),
-        Fact("Routing", _routing(run)),
+        Fact("Routing", routing_text(run)),
         Fact("Layout", _layout(run)),
         Fact("Batch", _batch(run)),
     ]
@@ -76,14 +80,15 @@ def attempts(run: RunView) -> list[Attempt]:
     return [_attempt(run, number) for number in run.history.attempts]
 
 
-def alarms(run: RunView) -> list[EventRecord]:
-    """Alarms that were raised, in order."""
-    return [event for event in run.history.events if event.kind == "alarm"]
-
-
 def final(train: tuple[TrainRecord, ...]) -> tuple[TrainRecord, ...]:
     """The last FINAL_SHARE of the steps, at least one."""
     return train[-max(1, math.ceil(FINAL_SHARE * len(train))) :]
+
+
+def density_of(records: Sequence[TrainRecord]) -> float | None:
+    """Share of tokens executed, mean over units and steps; None where nothing is routed."""
+    densities = [sum(r.density) / len(r.density) for r in records if r.density]
+    return _mean(densities) if densities else None
 
 
 def _model(run: RunView) -> str:
@@ -97,36 +102,6 @@ def _model(run: RunView) -> str:
     )
     parts += [f"{name} {run.setting(key):,}" for key, name in names if run.number(key) is not None]
     return ", ".join(parts)
-
-
-def _routing(run: RunView) -> str:
-    if not run.units:
-        return "no layer carries a router: every token executes every layer"
-    layers = tuple(sorted({int(unit.split()[0]) for unit in run.units}))
-    of = f"{len(layers)} of {run.num_layers} layers" if run.num_layers else f"{len(layers)} layers"
-    parts = [f"{of} carry a router ({_ranges(layers)})"]
-    if unit := UNITS.get(str(run.setting("routing.unit"))):
-        parts.append(unit)
-    if target := target_text(run):
-        parts.append(f"target density {target}")
-    if router := run.setting("routing.router"):
-        parts.append(f"router {router}")
-    if mode := run.setting("routing.dispatch.mode"):
-        parts.append(f"dispatch {mode}")
-    return ", ".join(parts)
-
-
-def target_text(run: RunView) -> str:
-    """The target density of the units, "50.0 %", a range, and where it started; empty when there is none."""
-    targets = [target for target in run.targets() if target is not None]
-    if not targets:
-        return ""
-    low, high = min(targets), max(targets)
-    text = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
-    anneal = run.routing.density_anneal if run.routing is not None else None
-    if anneal is None:
-        return text
-    return f"{text}, from {percent(anneal.start)} in steps {anneal.after:,} to {anneal.after + anneal.steps:,}"
 
 
 def _layout(run: RunView) -> str:
@@ -167,8 +142,10 @@ def _work(run: RunView) -> list[Fact]:
     if run.units:
         target = f"target {text}; " if (text := target_text(run)) else ""
         densities = [sum(r.density) / len(r.density) for r in last if r.density]
-        range_note = f"{target}share of tokens that a routed unit executes, mean over units"
+        who = "an expert computes" if run.router == "moe" else "a routed unit executes"
+        range_note = f"{target}share of tokens that {who}, mean over units"
         facts.append(Fact("Density", percent(_mean(densities)), range_note))
+        facts += _decided(run)
     if dense:
         note = f"{si(executed, 'FLOP')} instead of {si(dense, 'FLOP')}; keys, values and routers are counted"
         facts.append(Fact("Arithmetic executed", f"{percent(executed / dense)} of dense", note))
@@ -197,8 +174,21 @@ def _data(run: RunView) -> list[Fact]:
     return facts
 
 
+def _decided(run: RunView) -> list[Fact]:
+    """Density where the router decides alone, and what capacity refused."""
+    facts, valid = [], run.history.valid[-1:]
+    if valid and valid[0].density:
+        how = "the same routers without noise" if run.validates_greedily else "as inference routes"
+        facts.append(Fact("Validation density", percent(_mean(list(valid[0].density))), f"mean over units; {how}"))
+    counted = [r for r in run.history.train if r.overflow]
+    if any(sum(r.overflow) for r in counted):
+        note = "of what the routers wanted found no capacity, mean over the run"
+        facts.append(Fact("Overflow", percent(_mean([r.overflow_share for r in counted])), note))
+    return facts
+
+
 def _speed(run: RunView, last: Sequence[TrainRecord]) -> list[Fact]:
-    """Tokens per second; FLOP/s and utilisation of what was executed, and as if nothing had been skipped."""
+    """Tokens per second; FLOP/s and utilisation of what was executed, and of every token in every layer."""
     seconds = sum(r.seconds for r in last)
     tokens, executed, dense = (
         sum(values) / seconds if seconds else 0.0
@@ -208,7 +198,7 @@ def _speed(run: RunView, last: Sequence[TrainRecord]) -> list[Fact]:
             [r.dense_flops for r in last],
         )
     )
-    note = f"{si(executed, 'FLOP/s')} executed, {si(dense, 'FLOP/s')} as if nothing had been skipped"
+    note = f"{si(executed, 'FLOP/s')} executed, {si(dense, 'FLOP/s')} dense-equivalent"
     facts = [Fact("Speed", f"{si(tokens)} tokens/s", note)]
     shares = [_mfu(run, executed), _mfu(run, dense)]
     if shares[0] is not None and shares[1] is not None:
@@ -247,7 +237,9 @@ def _attempt(run: RunView, number: int) -> Attempt:
     events = [event for event in run.history.events if event.attempt == number]
     about = next((event.values for event in events if event.kind in ("start", "resume")), {})
     where = f"{about['world_size']} x {about['device']}" if {"world_size", "device"} <= set(about) else ""
-    ending = next((event.message for event in reversed(events) if event.kind in ("end", "stop")), "no end recorded")
+    ended = run.ending_of(number)
+    running = number == run.history.attempts[-1] and not run.silent
+    ending = ended.message if ended else "goes on" if running else "cut off: no end recorded"
     return Attempt(
         number=number,
         first_step=steps[0].step if steps else None,
@@ -256,17 +248,6 @@ def _attempt(run: RunView, number: int) -> Attempt:
         where=", ".join(filter(None, (where, str(about.get("layout", ""))))),
         ending=ending,
     )
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    """2, 3, 4, 7 as "2-4, 7"."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""`routing_trace.json`: what each token of a few validation passages executed, with greedy routing."""
+"""`routing_trace.json`: what each token of a few validation passages executed, routed as at inference."""
 
 import json
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ from typing import Any
 from megaroute.config.root import Config
 from megaroute.metrics.console import LogSink, ProgressSink
 from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord
+from megaroute.metrics.run_view import mean_target
 from megaroute.metrics.sinks import FILE_NAME, JsonlSink, NullSink, TensorBoardSink
 
 
@@ -39,6 +40,7 @@ class MetricsWriter:
             start_step=start_step,
             steps=steps,
             units=units,
+            target=lambda step: mean_target(config.routing, config.model.num_layers, step),
             device=device_name,
             precision=config.train.precision,
             devices=world_size,

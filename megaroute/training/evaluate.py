@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 
 from megaroute.data.stream import open_stream
+from megaroute.model.flops import executed_forward
 from megaroute.training.batches import Micro, cut, sample_numbers
 from megaroute.training.forward import run_schedule
 from megaroute.training.parts import Parts
-from megaroute.training.reduce import reduce_step
+from megaroute.training.reduce import Totals, reduce_step
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,10 @@ class Validation:
     """Nats per token."""
     bits_per_byte: float
     density: tuple[float, ...]
-    """Share of tokens executed with greedy routing, per routed layer."""
+    """Share of tokens executed, per routed unit, as the router decides at inference."""
     rows: int
+    flops_per_token: float
+    """Executed FLOPs of the forward pass."""
 
 
 @torch.no_grad()
@@ -41,7 +44,14 @@ def validate(parts: Parts) -> Validation:
     dist.all_reduce(sums)
     nats, text_bytes = sums.tolist()
     bits_per_byte = nats / (math.log(2) * text_bytes)
-    return Validation(totals.loss, bits_per_byte, totals.density, config.train.validate_samples)
+    return Validation(totals.loss, bits_per_byte, totals.density, config.train.validate_samples, _flops(parts, totals))
+
+
+def _flops(parts: Parts, totals: Totals) -> float:
+    config, length = parts.config, parts.config.data.sequence_length
+    rows, work = totals.tokens // length, totals.work(config.units)
+    executed = executed_forward(config.model, config.routing, rows, length, work, totals.dense_pairs)
+    return sum(executed.values()) / totals.tokens
 
 
 def score(parts: Parts, rows: int) -> tuple[list[Micro], list[dict[str, torch.Tensor]]]:

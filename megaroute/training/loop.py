@@ -3,7 +3,7 @@
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
 from megaroute.training.evaluate import validate
-from megaroute.training.guards import LoadGuard, check_nonfinite
+from megaroute.training.guards import LoadGuard, Notice, check_nonfinite
 from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
@@ -24,9 +24,8 @@ def run(parts: Parts, observer: Observer) -> int:
             state.advance(result.rows, config.data.sequence_length, result.skipped)
             observer.train(result)
             if result.skipped:
-                observer.event("alarm", f"step {state.step} was not applied: loss or gradient is not finite")
-            for alarm in guard.check(state.step - 1, result.totals.wanted):
-                observer.event("alarm", alarm.message, alarm.values)
+                observer.event("alarm", "the update was left out: loss or gradient is not finite")
+            _tell(observer, guard.check(state.step - 1, result.totals.wanted, result.totals.dropped))
             check_nonfinite(state.nonfinite, config.train.max_nonfinite)
             if result.totals.supply.skipped:
                 observer.event("alarm", _damage(parts, result))
@@ -34,7 +33,9 @@ def run(parts: Parts, observer: Observer) -> int:
             if result.totals.stop:
                 return _stop(parts, observer)
             if _validation_due(parts):
-                observer.valid(validate(parts))
+                validation = validate(parts)
+                observer.valid(validation)
+                _tell(observer, guard.check_validation(state.step - 1, validation.density))
             if parts.checkpoints.due(state.step):
                 _save(parts, observer)
         _save(parts, observer)
@@ -42,7 +43,7 @@ def run(parts: Parts, observer: Observer) -> int:
             found = trace(parts, config.metrics.trace_samples)
             if found is not None:
                 write_json(parts.run_dir / FILE_NAME, found)
-    observer.event("end", f"finished {state.step} steps")
+    observer.event("end", f"finished {state.step:,} step{'s' if state.step != 1 else ''}")
     return 0
 
 
@@ -52,6 +53,11 @@ def _damage(parts: Parts, result: StepResult) -> str:
         f"{parts.ledger.skipped} so far of data.skip_budget {parts.config.data.skip_budget}; inspect_checkpoint --data "
         "says which"
     )
+
+
+def _tell(observer: Observer, notices: list[Notice]) -> None:
+    for notice in notices:
+        observer.event("recovered" if notice.recovered else "alarm", notice.message, notice.values)
 
 
 def _validation_due(parts: Parts) -> bool:

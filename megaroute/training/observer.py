@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megaroute.metrics.history import read_history
+from megaroute.metrics.history import next_attempt
 from megaroute.metrics.records import EventKind, EventRecord, TrainRecord, ValidRecord
 from megaroute.metrics.sinks import FILE_NAME
 from megaroute.metrics.writer import MetricsWriter
@@ -19,9 +19,7 @@ class Observer:
         self._writer: MetricsWriter | None = None
         if parts.groups.rank != 0:
             return
-        history = parts.run_dir / FILE_NAME
-        attempts = read_history(history).attempts if history.exists() else ()
-        parts.state.attempt = max(attempts, default=0) + 1
+        parts.state.attempt = next_attempt(parts.run_dir / FILE_NAME)
         self._writer = MetricsWriter(
             parts.run_dir,
             parts.config,
@@ -64,6 +62,7 @@ class Observer:
                 flops=result.flops.parts,
                 rows=totals.rows,
                 overflow=totals.overflow,
+                choices=totals.choices if any(totals.choices) else (),
                 overflow_flops=result.flops.overflow,
                 load=load.record(),
                 data={
@@ -87,6 +86,7 @@ class Observer:
                     bits_per_byte=result.bits_per_byte,
                     density=result.density,
                     rows=result.rows,
+                    flops_per_token=result.flops_per_token,
                 )
             )
 

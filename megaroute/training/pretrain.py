@@ -1,6 +1,10 @@
 """Entry of one rank: bring up, set up, loop, clean up."""
 
+import datetime
+import json
 import os
+import shlex
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -9,10 +13,12 @@ from megaroute.common.errors import UserError
 from megaroute.config.root import Config
 from megaroute.config.sizes import num_parameters
 from megaroute.launch.command import PREFLIGHT_DONE
-from megaroute.launch.rundir import prepare_run_directory
+from megaroute.launch.rundir import VERSION_FILE, prepare_run_directory
+from megaroute.metrics.history import next_attempt
+from megaroute.metrics.sinks import FILE_NAME
 from megaroute.parallel import groups
 from megaroute.platform import device, distributed
-from megaroute.training import loop, preflight
+from megaroute.training import crash, loop, preflight
 from megaroute.training.observer import Observer
 from megaroute.training.setup import setup
 
@@ -26,16 +32,20 @@ def main(config: Config) -> int:
     rank, world_size = distributed.start(platform, config.run.timeout_s)
     try:
         _prepare(config, rank, world_size)
-        logging.configure(rank, config.run_directory / "log.txt")
-        parts = setup(config, platform, world_size)
-        observer = Observer(parts, num_parameters(config.model, config.routing))
-        try:
-            code = loop.run(parts, observer)
-        finally:
-            observer.close()
-            if parts.stream is not None:
-                parts.stream.close()
-        if rank == 0 and config.metrics.report and code == 0:  # a run that was asked to stop ends at once
+        logging.configure(rank, config.run_directory / crash.LOG_NAME)
+        if rank == 0:
+            logging.get_logger().info("%s", first_line(config.run_directory))
+        with crash.logged(config.run_directory, rank):
+            parts = setup(config, platform, world_size)
+            observer = Observer(parts, num_parameters(config.model, config.routing))
+            with crash.recorded(config.run_directory, rank):
+                try:
+                    code = loop.run(parts, observer)
+                finally:
+                    observer.close()
+                    if parts.stream is not None:
+                        parts.stream.close()
+        if rank == 0 and config.metrics.report and code == 0:  # else there is no time, and the launcher writes it
             from megaroute.metrics.report import write_report  # takes a second to import, once, here
 
             logging.get_logger().info("report: %s", write_report(parts.run_dir))
@@ -44,6 +54,14 @@ def main(config: Config) -> int:
     finally:
         groups.tear_down()
         distributed.stop()
+
+
+def first_line(run_dir: Path) -> str:
+    """What a log starts with, as it has only times below: date, attempt, directory, command."""
+    version = json.loads((run_dir / VERSION_FILE).read_text())
+    attempt = next_attempt(run_dir / FILE_NAME)
+    day = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    return f"{day} | attempt {attempt} in {run_dir.absolute()} | {shlex.join(version['argv'])}"
 
 
 def _prepare(config: Config, rank: int, world_size: int) -> None:

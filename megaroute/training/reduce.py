@@ -63,6 +63,12 @@ class Totals:
         return tuple((kept + over) / self.tokens for kept, over in zip(self.kept, self.overflow, strict=True))
 
     @property
+    def dropped(self) -> tuple[float, ...]:
+        """Share of what each unit's router chose for which there was no capacity; of experts, of their choices."""
+        chosen = [sum(c) or kept + over for c, kept, over in zip(self.choices, self.kept, self.overflow, strict=True)]
+        return tuple(over / max(number, 1) for over, number in zip(self.overflow, chosen, strict=True))
+
+    @property
     def finite(self) -> bool:
         """Whether the loss is a number."""
         return math.isfinite(self.loss)

@@ -79,8 +79,7 @@ INTERLEAVED = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
 def test_contradiction_is_refused_with_its_equation(small, overrides, world_size, backend, words):
     with pytest.raises(ConfigError) as refused:
         check_config(small(*overrides), world_size, backend)
-    assert words in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert len([line for line in str(refused.value).splitlines() if words in line]) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,9 +126,12 @@ def test_overlapped_and_batched_sends_exclude_each_other(small):
         check_config(small(*overrides, "parallel.batch_p2p=true"))
 
 
-def test_further_problems_are_counted(small):
-    with pytest.raises(ConfigError, match=r"\(and 3 more\)$"):
+def test_every_problem_has_its_line(small):
+    with pytest.raises(ConfigError) as refused:
         check_config(small("parallel.tensor=3"))
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 4
+    assert [line.split()[0] for line in lines][:2] == ["model.num_attention_heads", "model.ffn_hidden_size"]
 
 
 def test_data_parallel_size_fills_the_processes(small):

@@ -108,13 +108,21 @@ def test_unknown_key_of_the_extended_file_names_that_file(tmp_path):
 def test_bad_value_is_named_with_its_key_and_what_was_expected(small, override, sentence):
     with pytest.raises(ConfigError) as refused:
         small(override)
-    assert sentence in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert sentence in str(refused.value).splitlines()[0]
 
 
-def test_several_problems_are_counted_and_the_first_is_explained(small):
-    with pytest.raises(ConfigError, match=r"model.num_layers is -1 .*\(and 2 more: train.steps, checkpoint.keep\)"):
+def test_every_problem_has_its_line(small):
+    with pytest.raises(ConfigError) as refused:
         small("train.steps=x", "checkpoint.keep=0", "model.num_layers=-1")
+    lines = str(refused.value).splitlines()
+    assert [line.split(" is ")[0] for line in lines] == ["model.num_layers", "train.steps", "checkpoint.keep"]
+
+
+def test_every_unknown_key_has_its_line(tmp_path):
+    (tmp_path / "run.yaml").write_text("run: {nmae: x}\ntrian: {}\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "run.yaml")
+    assert [line.split()[0] for line in str(refused.value).splitlines()] == ["run.nmae", "trian"]
 
 
 def test_bad_value_names_the_file_it_stands_in(tmp_path, small_file):

@@ -116,7 +116,7 @@ CONTRADICTIONS = {
     ],
     "but routing.router dense has unit mlp": [EXCHANGE, "parallel.data=2", "routing.router=dense", "routing.unit=mlp"],
     "but routing.router moe has unit mlp": [EXCHANGE, "parallel.data=2", "routing.router=moe", "routing.unit=mlp"],
-    "mode capacity computes equally many rows everywhere already": [
+    "moves the rows of dispatch mode exact, not those of mode capacity": [
         *(EXCHANGE, "parallel.data=2", "routing.unit=mlp", CAPACITY),
     ],
     "routing.dispatch.exchange dp needs at least two replicas to exchange rows, and parallel.data is 1": [

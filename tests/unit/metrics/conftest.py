@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from megaroute.common.log import ROOT
 from megaroute.config.root import Config
 from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord, to_json
 from megaroute.metrics.report import write_report
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import yaml
 from megaroute import cli
 from megaroute.common.errors import UserError
 from megaroute.metrics import compare
+from megaroute.metrics.cautions import cautions
 from megaroute.metrics.compare import Comparison
 from megaroute.metrics.compare_figures import plots
 from megaroute.metrics.records import EventRecord, to_json
@@ -31,6 +32,7 @@ def make_run(tmp_path, train_record, valid_record):
             EventRecord(kind="start", step=0, attempt=1, message="started", values={"units": units}),
             *(train_record(step, density=density, **changes) for step in range(1, steps + 1)),
             *(valid_record(step, density=density, bits_per_byte=bits) for step in (steps // 2, steps)),
+            EventRecord(kind="end", step=steps, attempt=1, message="finished"),
         ]
         (directory / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records))
         return directory
@@ -67,7 +69,7 @@ def test_the_table_has_the_numbers_of_each_run(pair):
     assert found["Executed arithmetic"] == ("75.0 % of dense", "100.0 % of dense")
     assert found["Validation"] == ("1.2500 bits per byte", "1.5000 bits per byte (+0.2500)")
     assert found["Load, maximum over mean"] == ("1.250", "not recorded")
-    assert found["Overflow per token"] == ("0.5 %", "not recorded")
+    assert found["Overflow"] == ("1.0 % of what routers wanted", "not recorded")
     assert found["Density"] == ("50.0 %", "50.0 %")
     assert "Utilisation" not in found
 
@@ -82,11 +84,14 @@ def test_every_figure_has_every_run_that_has_the_data(pair):
         "Density over time",
         "Executed arithmetic by part",
         "Load of the ranks",
+        "Overflow",
     }
+    nothing_of_rival = {"Executed arithmetic by part", "Load of the ranks", "Overflow"}
     for title, svg in drawn.items():
         assert ">learned<" in svg, title
-        assert (">rival<" in svg) == (title != "Executed arithmetic by part"), title
-    assert ">2 mlp<" in drawn["Density per unit"]
+        assert (">rival<" in svg) == (title not in nothing_of_rival), title
+    (density,) = [plot for plot in plots(side_by_side(*pair)) if plot.title == "Density per unit"]
+    assert "Attention stands left" in density.text and "mlp" not in density.svg
 
 
 class Balanced(HTMLParser):
@@ -139,12 +144,12 @@ def test_what_stands_in_the_way_of_a_fair_comparison_is_said(make_run):
         make_run("full", {"layers": [1], "dispatch": {"mode": "capacity"}}, ["1"], train={"global_batch": 64}),
         make_run("experts", {"router": "moe", "unit": "mlp", "layers": [1]}, ["1 mlp"]),
     ]
-    notes = compare.cautions(side_by_side(*runs))
+    notes = cautions(side_by_side(*runs).named)
     starts = [note.split(":")[0].split(" differs")[0] for note in notes]
     assert starts == [
         "data.tokenizer",
         "train.global_batch",
-        "The runs have not seen equally many tokens",
+        "The runs have not seen equally many tokens, so the table compares unequal ends",
         "other",
         "full",
         "experts",
@@ -154,7 +159,111 @@ def test_what_stands_in_the_way_of_a_fair_comparison_is_said(make_run):
 
 def test_equal_conditions_need_no_caution(make_run):
     runs = [make_run(name, {"layers": [1]}, ["1"]) for name in ("a", "b")]
-    assert compare.cautions(side_by_side(*runs)) == []
+    assert cautions(side_by_side(*runs).named) == []
+
+
+def caution(word, *runs):
+    """The one caution that has a word."""
+    (found,) = [note for note in cautions(side_by_side(*runs).named) if word in note]
+    return found
+
+
+def set_keys(directory, **sections):
+    """Change keys of a run's configuration."""
+    path = directory / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for section, values in sections.items():
+        config[section] = {**config.get(section, {}), **values}
+    path.write_text(yaml.safe_dump(config))
+    return directory
+
+
+def two_runs(make_run, a=None, b=None):
+    first = set_keys(make_run("a", {"layers": [1]}, ["1"]), **(a or {}))
+    return first, set_keys(make_run("b", {"layers": [1]}, ["1"]), **(b or {}))
+
+
+@pytest.mark.parametrize(
+    "section, name, values, consequence",
+    [
+        ("train", "seed", (1, 2), "may be chance"),
+        ("data", "seed", (0, 1), "may be chance"),
+        ("train", "precision", ("fp32", "bf16"), "rounding differs"),
+        ("model", "init_std", (0.02, 0.1), "started from other weights"),
+        ("optim", "lr", (0.001, 0.003), "may be theirs"),
+        ("optim", "decay", ("cosine", "constant"), "may be theirs"),
+        ("data", "valid", (None, "held-out"), "other text"),
+    ],
+)
+def test_settings_that_differ_are_told_with_their_consequence(make_run, section, name, values, consequence):
+    a, b = ({section: {name: value}} for value in values)
+    note = caution(f"{section}.{name}", *two_runs(make_run, a, b))
+    assert consequence in note and "None" not in note
+    assert all(("not set" if value is None else str(value)) in note for value in values)
+
+
+def test_other_lengths_have_other_schedules(make_run):
+    a, b = {"train": {"steps": 20}}, {"train": {"steps": 40}}
+    note = caution("train.steps", *two_runs(make_run, a, b))
+    assert "neither ends nor curves can be compared" in note
+    for section in (a, b):
+        section["optim"] = {"decay": "constant"}
+    runs = [set_keys(make_run(name, {"layers": [1]}, ["1"]), **section) for name, section in (("c", a), ("d", b))]
+    assert "compare at equal tokens" in caution("train.steps", *runs)
+
+
+def test_validation_with_every_layer_is_not_passed_over_in_silence(make_run, valid_record):
+    runs = [make_run("plain", {"layers": [1]}, ["1"]), make_run("full", {"router": "random_ltd", "layers": [1]}, ["1"])]
+    with open(runs[1] / "metrics.jsonl", "a") as file:
+        file.write(to_json(valid_record(20, 2, density=(1.0,), flops_per_token=0.6e6)) + "\n")
+    comparison = side_by_side(*runs)
+    assert "full 100.0 % after 50.0 %" in caution("Validation executes another share", *runs)
+    assert lines(comparison)["Validation density"] == ("50.0 %", "100.0 %")
+    # Training: 6 GFLOP a step of 4096 tokens, a third of it forward.
+    assert lines(comparison)["Validation FLOPs per token"] == (
+        "not recorded",
+        "600 kFLOP forward, 122.9 % of training's",
+    )
+    (figure,) = [plot for plot in plots(comparison) if plot.title == "Validation against executed FLOPs"]
+    assert "validation of full executes more" in figure.text and "greedy" not in figure.text
+
+
+def test_differences_are_to_the_first_run_that_has_validated(make_run):
+    runs = [make_run(name, {"layers": [1]}, ["1"], bits=bits) for name, bits in (("a", 1.0), ("b", 1.25), ("c", 1.5))]
+    path = runs[0] / "metrics.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"valid"' not in line))
+    found = lines(side_by_side(*runs))["Validation"]
+    assert found == ("", "1.2500 bits per byte", "1.5000 bits per byte (+0.2500)")
+    text = write_comparison(runs).read_text()
+    assert "difference to b." in text and "None" not in text
+
+
+def test_legends_have_what_is_drawn(make_run):
+    capacity = {"layers": [1], "dispatch": {"mode": "capacity"}}
+    runs = [
+        make_run("limited", capacity, ["1"], rows=(1,), overflow=(100,)),
+        make_run("free", {"layers": [1]}, ["1"], rows=(1,), overflow=(0,)),
+        make_run("dense", {"router": "dense"}, []),
+    ]
+    drawn = {plot.title: plot.svg for plot in plots(side_by_side(*runs))}
+    assert ">limited<" in drawn["Overflow"]
+    assert ">free<" not in drawn["Overflow"] and ">dense<" not in drawn["Overflow"]
+    assert ">limited<" in drawn["Density over time"] and ">dense<" not in drawn["Density over time"]
+    assert ">dense<" not in drawn["Density per unit"]
+
+
+def test_a_run_of_one_step_is_a_point(make_run):
+    def markers(steps):
+        runs = [make_run(f"{name}{steps}", {"layers": [1]}, ["1"], steps=steps) for name in "ab"]
+        return plots(side_by_side(*runs))[0].svg.count("<use")
+
+    assert markers(1) - markers(3) >= 2
+
+
+def test_a_run_named_twice_is_refused(pair, capsys):
+    first, _ = map(str, pair)
+    assert cli.main(["report", first, f"{first}/"]) == 2
+    assert "is named twice" in capsys.readouterr().err
 
 
 def test_a_run_without_steps_has_a_column(make_run, tmp_path):
@@ -174,6 +283,8 @@ def test_the_command_compares_several_and_reports_one(pair, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'comparison.html'}\n"
     assert cli.main(["report", first]) == 0
     assert capsys.readouterr().out == f"{first}/report.html\n"
+    assert cli.main(["report", f"{first}/metrics.jsonl"]) == 0
+    assert capsys.readouterr().out == f"{first}/report.html\n"
     out = tmp_path / "folder" / "one.html"
     assert cli.main(["report", first, "--out", str(out)]) == 0
     assert out.read_text() == (pair[0] / "report.html").read_text()
@@ -188,5 +299,7 @@ def test_a_page_that_cannot_be_written_is_a_sentence(pair, tmp_path):
 
 def test_a_missing_run_is_refused(pair, tmp_path, capsys):
     assert cli.main(["report", str(pair[0]), str(tmp_path / "none")]) == 2
+    assert f"{tmp_path / 'none'} does not exist" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path)]) == 2
     assert "metrics.jsonl cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "comparison.html").exists()

@@ -6,13 +6,14 @@ import logging
 import pytest
 
 from megaroute.common import log
-from megaroute.metrics.console import LogSink, ProgressSink, density_text
+from megaroute.metrics.console import LogSink, ProgressSink
+from megaroute.metrics.load_text import density_text
 from megaroute.metrics.records import EventRecord
 
 
 def log_sink(**changes):
     values = {"every": 5, "start_step": 0, "steps": 20, "units": ("2", "3 mlp"), "device": "cpu", "precision": "fp32"}
-    return LogSink(**{**values, "devices": 2, **changes})
+    return LogSink(**{**values, "devices": 2, "target": lambda step: 0.5, **changes})
 
 
 def messages(logged):
@@ -38,8 +39,8 @@ def test_the_line_holds_the_numbers(logged, train_record):
         "loss 2.5000",
         "grad norm 0.812",
         "8.19k tokens/s",
-        "1.2 TFLOP/s executed, 1.6 dense-equivalent",
-        "density 0.500 (L2 0.25, L3 mlp 0.75)",
+        "1.2 TFLOP/s executed, 1.6 TFLOP/s dense-equivalent",
+        "density 50.0 % of 50.0 % (layer 2 25.0 % to layer 3 mlp 75.0 %)",
         "lr 3.00e-04",
         "eta 10s",
     ]
@@ -50,7 +51,7 @@ def test_speed_is_the_mean_of_the_interval_over_time(logged, train_record):
     sink.train(train_record(11))
     sink.train(train_record(12, seconds=1.0, tokens_per_second=1000.0, executed_flops=1e12))
     sink.train(train_record(15, seconds=3.0, tokens_per_second=3000.0, executed_flops=7e12))
-    assert "2.5k tokens/s | 2 TFLOP/s executed, 0.004 dense-equivalent" in messages(logged)[1]
+    assert "2.5k tokens/s | 2 TFLOP/s executed, 4 GFLOP/s dense-equivalent" in messages(logged)[1]
     assert messages(logged)[1].endswith("eta 10s")
 
 
@@ -72,15 +73,29 @@ def test_a_dense_model_has_one_rate(logged, train_record):
     "changes, said",
     [
         ({}, ""),
-        ({"overflow": (0, 0), "load": {"ranks": 1.004}}, ""),
-        ({"overflow": (4, 0), "load": {"ranks": 1.0}}, " | overflow 2.0 %"),
-        ({"overflow": (0, 0), "load": {"ranks": 1.126}}, " | load max/mean 1.13"),
+        ({"overflow": (0, 0), "load": {"ranks": 1.004, "stages_max_over_mean": 1.0, "units": (1.0, 1.0)}}, ""),
+        # 100 tokens a step, of which the units kept 50 and 55.
+        ({"overflow": (50, 0)}, " | overflow 32.3 % (most layer 2 50.0 %)"),
+        ({"load": {"ranks": 1.126}}, " | load max/mean: ranks 1.13"),
+        (
+            {"load": {"ranks": 1.02, "stages_max_over_mean": 1.25, "units": (1.0, 1.5)}},
+            " | load max/mean: ranks 1.02, stages 1.25, replicas 1.50 in layer 3 mlp",
+        ),
     ],
 )
 def test_load_and_overflow_are_said_when_there_is_something_to_say(logged, train_record, changes, said):
-    # 100 tokens a step and 2 units.
     log_sink().train(train_record(1, seconds=0.5, tokens_per_second=200.0, **changes))
-    assert f"L3 mlp 0.55){said} | lr" in messages(logged)[0]
+    assert f"layer 3 mlp 55.0 %){said} | lr" in messages(logged)[0]
+
+
+def test_overflow_and_load_are_means_since_the_last_line(logged, train_record):
+    sink = log_sink(every=2, start_step=-9)
+    for step, over, load in ((1, 50, 1.2), (2, 0, 1.0), (3, 0, 1.0), (4, 0, 1.0)):
+        sink.train(
+            train_record(step, tokens_per_second=200.0, density=(0.5, 0.5), overflow=(over, 0), load={"ranks": load})
+        )
+    assert "overflow 16.7 % (most layer 2 25.0 %) | load max/mean: ranks 1.10 |" in messages(logged)[0]
+    assert "overflow" not in messages(logged)[1] and "load" not in messages(logged)[1]
 
 
 def test_a_skipped_update_is_said(logged, train_record):
@@ -93,21 +108,27 @@ def test_validation_and_events_are_logged(logged, valid_record):
     sink.valid(valid_record(5))
     sink.event(EventRecord(kind="resume", step=5, attempt=2, message="resumed from step 5"))
     sink.event(EventRecord(kind="alarm", step=5, attempt=2, message="layer 3 collapsed"))
+    sink.event(EventRecord(kind="recovered", step=5, attempt=2, message="layer 3 is well"))
     assert "valid loss 3.1000 | 1.2500 bits per byte" in messages(logged)[0]
-    assert messages(logged)[1:] == ["resumed from step 5", "layer 3 collapsed"]
-    assert [r.levelno for r in logged] == [logging.INFO, logging.INFO, logging.WARNING]
+    assert "validation density 50.0 % of 50.0 % (layer 2 48.0 % to layer 3 mlp 52.0 %) | 64 rows" in messages(logged)[0]
+    assert messages(logged)[1:] == [
+        "resumed from step 5",
+        "step 5/20 | alarm | layer 3 collapsed",
+        "step 5/20 | recovered | layer 3 is well",
+    ]
+    assert [r.levelno for r in logged] == [logging.INFO, logging.INFO, logging.WARNING, logging.INFO]
 
 
 @pytest.mark.parametrize(
-    "units, density, text",
+    "units, density, target, text",
     [
-        ((), (), "no routed unit"),
-        (("4",), (0.5,), "density 0.500 (L4 0.50)"),
-        (tuple(map(str, range(9))), (0.1,) * 8 + (1.0,), "density 0.200 (0.10 to 1.00)"),
+        ((), (), None, "no routed unit"),
+        (("4",), (0.5,), 0.25, "density 50.0 % of 25.0 %"),
+        (("0 mlp", "1 mlp"), (1.0, 0.9), None, "density 95.0 % (layer 1 mlp 90.0 % to layer 0 mlp 100.0 %)"),
     ],
 )
-def test_density_text(units, density, text):
-    assert density_text(units, density) == text
+def test_density_text(units, density, target, text):
+    assert density_text(units, density, target) == text
 
 
 def test_log_lines_are_written_above_the_bar(monkeypatch, train_record):

@@ -50,8 +50,8 @@ def test_the_legend_is_short_and_ends_with_all_layers(routed):
 def test_a_token_says_what_it_skipped_and_cost():
     passage = Passage((" cat", "\n"), ((True, False), (False, False)), (2.345, None))
     first, second = passages.view(trace_of(4, (1, 3), passage), passage).tokens
-    assert first.title == '" cat": 3 of 4 layers, skipped 3; predicting the next token cost 2.35 nats'
-    assert second.title == '"\\n": 2 of 4 layers, skipped 1, 3'
+    assert first.title == '" cat": 3 of 4 layers, skipped layer 3; predicting the next token cost 2.35 nats'
+    assert second.title == '"\\n": 2 of 4 layers, skipped layer 1, layer 3'
     assert (first.executed, second.executed) == (3, 2)
     assert (first.ends_line, second.ends_line) == (False, True)
 
@@ -99,7 +99,7 @@ def test_branches_have_rows_of_their_own():
     labels = [text.text for text in root.iter("text") if text.get("class") == "end"]
     assert labels == ["L0", "L1 attention", "L1 mlp", "L2 attention", "L2 mlp"]
     first = passages.view(trace, passage).tokens[1]
-    assert first.title == '"b": 4 of 6 branches, skipped 1 attention, 1 mlp'
+    assert first.title == '"b": 4 of 6 branches, skipped layer 1 attention, layer 1 mlp'
     assert list(passages.colours(trace)) == [3, 4, 5, 6]
     assert "routed branches executed 55.6 % of them" in passages.view(trace, passage).heading
 

@@ -65,7 +65,7 @@ def test_what_is_not_a_record_is_refused(line):
 
 def test_what_an_earlier_version_did_not_write_has_its_default(train_record):
     raw = json.loads(to_json(train_record()))
-    for name in ("flops", "rows", "overflow", "overflow_flops", "load"):
+    for name in ("flops", "rows", "overflow", "choices", "overflow_flops", "load"):
         del raw[name]
     assert from_json(json.dumps(raw)) == train_record()
     assert from_json(json.dumps(raw)).overflow_share == 0.0
@@ -77,10 +77,15 @@ def test_load_and_flops_load_back_equal(train_record):
     assert from_json(to_json(record)) == record
 
 
-def test_overflow_is_told_per_token(train_record):
-    record = train_record(seconds=0.5, tokens_per_second=200.0, overflow=(30, 10))
-    assert record.step_tokens == 100
-    assert record.overflow_share == 0.2
+def test_overflow_is_a_share_of_what_the_routers_wanted(train_record):
+    # 4096 tokens a step: of the first unit 2048 were kept and 512 not, of the second all.
+    binary = train_record(1, density=(0.5, 0.25), overflow=(512, 0))
+    assert binary.dropped == (0.2, 0.0)
+    assert binary.overflow_share == pytest.approx(512 / (2048 + 512 + 1024))
+    # Two experts a token: what counts is choices, not tokens.
+    experts = train_record(1, density=(1.0,), choices=((6144, 2048),), overflow=(2048,))
+    assert experts.dropped == (0.25,) and experts.overflow_share == 0.25
+    assert train_record(1).dropped == () and train_record(1).overflow_share == 0.0
 
 
 def test_a_missing_value_is_named(train_record):

@@ -1,65 +1,19 @@
 """The report is one whole page, whatever the run left behind."""
 
 import json
+import os
 import re
-from html.parser import HTMLParser
-from xml.etree import ElementTree
+import time
 
-import numpy as np
 import pytest
 import yaml
+from pages import Page, only_metrics, report
 
 from megaroute.common.errors import UserError
-from megaroute.metrics import drawing, formats, routing_view, summary
+from megaroute.metrics import alarms, summary
 from megaroute.metrics.records import EventRecord, to_json
 from megaroute.metrics.report import write_report
 from megaroute.metrics.run_view import RunView
-
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Balanced tags, their attributes, and the visible text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.tags, self.words = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def attributes(self, name):
-        return [given[name] for _, given in self.tags if name in given]
-
-
-def report(run_dir):
-    path = write_report(run_dir)
-    assert path == run_dir / "report.html"
-    return path.read_text(encoding="utf-8")
-
-
-def only_metrics(run_dir, records, tail=""):
-    (run_dir / "metrics.jsonl").write_text("".join(to_json(record) + "\n" for record in records) + tail)
-    return run_dir
 
 
 def test_a_finished_run_shows_everything(finished_page):
@@ -103,11 +57,6 @@ def test_the_same_run_gives_the_same_bytes(finished_run, finished_page):
     assert report(finished_run) == finished_page
 
 
-def test_every_figure_is_well_formed_svg(finished_page):
-    for svg in re.findall(r"<svg.*?</svg>", finished_page, flags=re.DOTALL):
-        ElementTree.fromstring(svg)
-
-
 def test_text_from_the_run_is_escaped_and_can_be_written(finished_run, trace_json):
     evil, half_a_surrogate_pair = '"><script>alert(1)</script>', "\ud83d"
     (finished_run / "config.yaml").write_text(json.dumps({"run": {"name": evil}}))
@@ -124,7 +73,7 @@ def test_tokens_carry_their_colour_and_title(finished_page):
     page = Page(finished_page)
     spans = [given for tag, given in page.tags if tag == "span" and "title" in given]
     assert [span["class"] for span in spans] == ["e4", "e3", "e2", "e3"]
-    assert spans[1]["title"] == '" cat": 3 of 4 layers, skipped 2; predicting the next token cost 0.25 nats'
+    assert spans[1]["title"] == '" cat": 3 of 4 layers, skipped layer 2; predicting the next token cost 0.25 nats'
 
 
 def test_a_directory_without_metrics_is_refused(tmp_path):
@@ -143,9 +92,54 @@ def test_an_empty_run_says_so(tmp_path):
 
 def test_one_step_has_figures_and_no_end(tmp_path, train_record):
     page = Page(report(only_metrics(tmp_path, [train_record(1)], tail='{"kind": "train", "st')))
-    assert "Steps completed: 1. The run goes on, or was cut off" in page.text
+    assert "Steps completed: 1. The run goes on: its last record was 0s old" in page.text
     assert "This run has not validated" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 5
+
+
+def test_a_run_that_fell_silent_was_cut_off(tmp_path, train_record):
+    run_dir = only_metrics(tmp_path, [train_record(1, 1), train_record(2, 1), train_record(3, 2)])
+    assert [attempt.ending for attempt in summary.attempts(RunView.open(run_dir))] == [
+        "cut off: no end recorded",
+        "goes on",
+    ]
+    an_hour_ago = time.time() - 3600
+    os.utime(run_dir / "metrics.jsonl", (an_hour_ago, an_hour_ago))
+    run = RunView.open(run_dir)
+    assert "was cut off, without an end: its last record was 1h 00m old" in summary.state(run)
+    assert summary.attempts(run)[1].ending == "cut off: no end recorded"
+    # Steps of ten minutes: an hour of silence is nothing yet.
+    slow = only_metrics(tmp_path, [train_record(1, seconds=600.0)])
+    os.utime(slow / "metrics.jsonl", (an_hour_ago, an_hour_ago))
+    assert "The run goes on" in summary.state(RunView.open(slow))
+
+
+def test_the_first_failure_is_the_end(tmp_path, train_record):
+    failed = [EventRecord(kind="error", step=1, attempt=1, message=f"failed on rank {rank}: why.") for rank in (3, 0)]
+    run = RunView.open(only_metrics(tmp_path, [train_record(1), *failed]))
+    assert summary.state(run) == "Steps completed: 1. The run failed on rank 3: why."
+
+
+@pytest.mark.parametrize(
+    "config, ended, validation, trace",
+    [
+        ({}, True, "data.valid is not given", "it needs validation data"),
+        ({"data": {"valid": "v"}}, True, "train.validate_every is not given", "it was not written"),
+        (
+            {"data": {"valid": "v"}, "train": {"validate_every": 50, "steps": 100}},
+            False,
+            "the first is due after step 50",
+            "written at the end of a run, to which this one has not come",
+        ),
+        ({"data": {"valid": "v"}, "metrics": {"trace_samples": 0}}, True, "not given", "trace_samples is 0"),
+    ],
+)
+def test_what_is_missing_has_its_true_reason(tmp_path, train_record, config, ended, validation, trace):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "x"}, **config}))
+    end = [EventRecord(kind="end", step=1, attempt=1, message="finished 1 step")] if ended else []
+    page = Page(report(only_metrics(tmp_path, [train_record(1), *end])))
+    assert f"This run has not validated: {validation}" in page.text or validation in page.text
+    assert "There is no routing_trace.json, so single tokens are not shown" in page.text and trace in page.text
 
 
 def test_damaged_lines_are_named(tmp_path, train_record):
@@ -178,125 +172,37 @@ def test_a_run_without_routers(tmp_path, train_record):
     assert "100.0 % of dense" in text
 
 
-def test_many_layers_become_a_heat_map(tmp_path, train_record):
-    records = [train_record(step, density=(0.5,) * 12) for step in range(1, 30)]
-    text = Page(report(only_metrics(tmp_path, records))).text
-    assert "White is on target" in text
-
-
-def routed_run(run_dir, train_record, routing, units, num_layers=4, **changes):
-    """Files of a run of 30 steps with a routing section."""
-    config = {"run": {"name": "routed"}, "model": {"num_layers": num_layers}, "routing": routing}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-    start = EventRecord(kind="start", step=0, attempt=1, message="started", values={"units": units})
-    recorded = {
-        "flops": {"mlp": 4e9, "attention": 1.5e9, "padding": 0.5e9},
-        "rows": tuple(2100 for _ in units),
-        "overflow": tuple(41 for _ in units),
-        "overflow_flops": 3e8,
-        "load": {"ranks": 1.25, "units": tuple(1.5 for _ in units), "stages": (30.0, 10.0)},
-    }
-    density = tuple(0.5 for _ in units)
-    records = [train_record(step, density=density, **{**recorded, **changes}) for step in range(1, 31)]
-    return only_metrics(run_dir, [start, *records])
-
-
-def table_cells(text):
-    """Rows of the table of units."""
-    table = re.search(r'<table class="numbers">(.*?)</table>', text, flags=re.DOTALL).group(1)
-    rows = re.findall(r"<tr>(.*?)</tr>", table, flags=re.DOTALL)
-    return [re.findall(r"<td>(.*?)</td>", row) for row in rows[1:]]
-
-
-def test_every_unit_has_its_row(tmp_path, train_record):
-    routing = {"unit": "separate", "layers": [1, 3], "densities": [0.25, 0.75]}
-    units = ["1 attention", "1 mlp", "3 attention", "3 mlp"]
-    text = report(routed_run(tmp_path, train_record, routing, units))
-    # 4096 tokens a step.
-    shared = ["50.0 %", "none", "51.3 %", "1.0 %", "1.500"]
-    assert table_cells(text) == [
-        ["layer 1, attention", "25.0 %", *shared],
-        ["layer 1, mlp", "25.0 %", *shared],
-        ["layer 3, attention", "75.0 %", *shared],
-        ["layer 3, mlp", "75.0 %", *shared],
-    ]
-    page = Page(text)
-    assert "2 of 4 layers carry a router (1, 3), attention and MLP each their own" in page.text
-    assert "target density 25.0 % to 75.0 %" in page.text
-
-
-def test_an_annealed_target_is_a_line_over_time(tmp_path, train_record):
-    routing = {"layers": [1, 2], "density_anneal": {"start": 1.0, "steps": 10, "after": 5}}
-    run = RunView.open(routed_run(tmp_path, train_record, routing, ["1", "2"]))
-    assert run.targets(1) == run.targets(6) == (1.0, 1.0)
-    assert run.targets(11) == (0.75, 0.75)
-    assert run.targets(16) == run.targets() == (0.5, 0.5)
-    text = report(tmp_path)
-    assert table_cells(text)[0][:3] == ["layer 1", "100.0 % to 50.0 %", "50.0 %"]
-    assert "target density 50.0 %, from 100.0 % in steps 5 to 15" in Page(text).text
-
-
-def test_many_units_with_several_targets_have_a_heat_map(tmp_path, train_record):
-    routing = {"unit": "separate", "densities": [0.2, 0.3, 0.5, 0.5, 0.75]}
-    units = [f"{layer} {part}" for layer in range(5) for part in ("attention", "mlp")]
-    run = RunView.open(routed_run(tmp_path, train_record, routing, units, num_layers=5))
-    assert run.targets() == (0.2, 0.2, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75)
-    text = report(tmp_path)
-    assert "White is on target" in Page(text).text
-    # What is drawn is the distance from the targets, which goes both ways.
-    assert "\N{MINUS SIGN}100%" in text or "-100%" in text
-
-
-@pytest.mark.parametrize("router", ["highway", "moe"])
-def test_what_computes_everything_has_no_target(tmp_path, train_record, router):
-    run = RunView.open(routed_run(tmp_path, train_record, {"router": router, "unit": "mlp"}, ["1 mlp", "2 mlp"]))
-    assert run.targets() == run.targets(3) == (None, None)
-    assert "target" not in summary.shape(run)[1].value
-    assert [row[1] for row in table_cells(report(tmp_path))] == ["none", "none"]
-
-
-def test_the_arithmetic_is_told_by_part(tmp_path, train_record):
-    run = RunView.open(routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"]))
-    facts = {fact.label: fact for fact in routing_view.arithmetic(run)}
-    assert facts["MLP"].value == formats.si(4e9 / 4096, "FLOP")
-    assert facts["MLP"].note == "66.7 % of executed"
-    assert facts["thrown away"].note == "8.3 % of executed"
-    assert facts["executed"].note == "75.0 % of dense"
-    assert facts["overflow"].value == formats.si(3e8 / 4096, "FLOP")
-    parts = [facts[name] for name, _ in drawing.PARTS.values()]
-    assert sum(float(fact.note.split()[0]) for fact in parts) == pytest.approx(100.0, abs=0.2)
-
-
-def test_load_and_overflow_are_shown_where_there_is_any(tmp_path, train_record):
-    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"])
-    page = Page(report(run_dir))
-    assert "Load of the ranks" in page.text and "Rows that the routers wanted" in page.text
-    assert "Ranks 1.250" in page.text and "Stages 75.0 %, 25.0 %" in page.text
-    even = {"ranks": 1.0, "units": (1.0, 1.0), "stages": (20.0,)}
-    run_dir = routed_run(tmp_path, train_record, {"layers": [1, 2]}, ["1", "2"], overflow=(0, 0), load=even)
-    page = Page(report(run_dir))
-    assert "Load of the ranks" not in page.text and "Rows that the routers wanted" not in page.text
-    assert "Ranks 1.000" in page.text and "Stages" not in page.text
-
-
-def test_a_run_of_an_earlier_version_says_what_it_did_not_record(finished_page):
-    assert table_cells(finished_page)[0] == [
-        "layer 2",
-        "50.0 %",
-        "50.0 %",
-        "48.0 %",
-        "not recorded",
-        "not recorded",
-        "not recorded",
-    ]
-    assert "Where the arithmetic went" not in finished_page
-
-
 def test_of_many_alarms_the_first_are_listed(tmp_path):
     events = [EventRecord(kind="alarm", step=step, attempt=1, message=f"alarm {step}.") for step in range(1, 21)]
     page = Page(report(only_metrics(tmp_path, events)))
     assert "Step 12: alarm 12." in page.text and "alarm 13." not in page.text
     assert "8 more are in metrics.jsonl." in page.text
+
+
+def test_the_end_of_an_alarm_is_told(tmp_path, train_record):
+    def event(kind, step, attempt=1, unit="2", topic="density"):
+        values = {"unit": unit, "topic": topic}
+        return EventRecord(kind=kind, step=step, attempt=attempt, message=f"{kind} {unit}", values=values)
+
+    records = [
+        EventRecord(kind="alarm", step=9, attempt=1, message="not applied"),
+        event("alarm", 50),
+        event("alarm", 52, topic="overflow"),
+        event("alarm", 60, unit="3 mlp"),
+        event("recovered", 74),
+        train_record(89),
+        event("alarm", 95, attempt=2),
+    ]
+    page = Page(report(only_metrics(tmp_path, records)))
+    for said in (
+        "Step 9: not applied",
+        "Step 50 to 74, recovered: alarm 2",
+        "Step 52 to 89, when attempt 1 ended: alarm 2",
+        "Step 60 to 89, when attempt 1 ended: alarm 3 mlp",
+        "From step 95 on: alarm 2",
+    ):
+        assert said in page.text
+    assert alarms.count(RunView.open(tmp_path).history) == "5, of which 1 recovered"
 
 
 def test_what_is_not_finite_leaves_a_gap(tmp_path, train_record):
@@ -333,23 +239,3 @@ def test_utilisation_uses_the_devices_of_the_start(finished_run):
     facts = {fact.label: fact for fact in summary.results(RunView.open(finished_run))}
     assert facts["Utilisation"].value == f"{executed:.1f} %"
     assert f"on executed FLOPs; {dense:.1f} % on dense-equivalent FLOPs" in facts["Utilisation"].note
-
-
-def test_thin_keeps_the_spikes():
-    x, y = np.arange(100_000.0), np.zeros(100_000)
-    y[54_321], y[70_000], y[:500] = 9.0, -9.0, np.nan
-    few_x, few_y = drawing.thin(x, y)
-    assert len(few_x) <= drawing.MOST_POINTS
-    assert {54_321.0, 70_000.0} <= set(few_x)
-    assert np.nanmax(few_y) == 9.0 and np.nanmin(few_y) == -9.0
-    assert (np.diff(few_x) > 0).all()
-
-
-def test_smooth_is_the_mean_of_what_is_finite():
-    y = np.arange(160.0)
-    y[80] = np.nan
-    smooth = drawing.smooth(y)
-    assert smooth[40] == pytest.approx(40.0)
-    assert smooth[80] == pytest.approx(80.0)
-    assert smooth[0] == pytest.approx(np.mean(y[:3]))
-    assert np.isnan(drawing.smooth(np.array([np.nan]))).all()

@@ -65,3 +65,12 @@ def test_every_sink_is_closed_though_one_fails(tmp_path, run_config):
     with pytest.raises(OSError, match="disk full"):
         metrics.close()
     assert closed == ["first"]
+
+
+@pytest.mark.parametrize("router, said", [("gumbel", "density 52.5 % of 50.0 %"), ("highway", "density 52.5 % (")])
+def test_the_log_names_the_target_where_there_is_one(tmp_path, run_config, train_record, logged, router, said):
+    routing = run_config.routing.model_copy(update={"router": router})
+    metrics = writer(tmp_path, run_config.model_copy(update={"routing": routing}))
+    metrics.train(train_record(1))
+    metrics.close()
+    assert said in logged[0].getMessage()

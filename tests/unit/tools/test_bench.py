@@ -28,6 +28,22 @@ def test_json_is_one_object_per_line(monkeypatch, capsys):
     assert "density" in capsys.readouterr().out
 
 
+QUIET = """
+import sys
+import bench
+bench.BENCHMARKS["layer"].main = lambda _: [{"row": number} for number in range(9)]
+sys.exit(bench.main(["layer", "--json"]))
+"""
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", QUIET], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=TOOLS)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("subcommand", bench.BENCHMARKS)
 def test_every_subcommand_explains_itself(subcommand, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -57,7 +73,7 @@ def test_runs_from_any_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--hidden", "100", "--heads", "3"], "hidden_size 100 % num_attention_heads 3 = 1, must be 0"),
+        (["--hidden", "100", "--heads", "3"], "--hidden 100 % --heads 3 = 1, must be 0"),
         (["--repeat", "0"], "--repeat"),
         (["--sequence", "0"], "--sequence"),
     ],

@@ -29,8 +29,8 @@ def finished(start, tiny):
 
 
 def test_units_alarms_load_and_flops_reach_the_report(finished, tmp_path):
-    alarm = ["routing.alarm.window=2", "routing.alarm.drift=1e-6"]
-    run_dir = finished("routing.unit=separate", *alarm)
+    alarm = ["routing.alarm.window=1", "routing.alarm.drift=1e-6"]
+    run_dir = finished("routing.unit=separate", "train.validate_every=4", "train.validate_samples=8", *alarm)
     history = read_history(run_dir / "metrics.jsonl")
     labels = ("1 attention", "1 mlp", "2 attention", "2 mlp", "3 attention", "3 mlp")
     assert history.events[0].values["units"] == labels
@@ -45,13 +45,18 @@ def test_units_alarms_load_and_flops_reach_the_report(finished, tmp_path):
             "stages": stages,
             "stages_max_over_mean": 1.0,
         }
+    (validated,) = history.valid[-1:]
+    last = history.train[-1]
+    # A forward pass is a third of a step, and validation executes its own share of the tokens.
+    ratio = 3 * validated.flops_per_token * last.step_tokens / last.dense_flops
+    assert 0.4 < ratio < 1.0
     raised = [event for event in history.events if event.kind == "alarm"]
     # Each unit once, when the window is full: nothing brings a density to within a millionth of its target.
     assert [(event.step, event.values["unit"]) for event in raised] == [(2, label) for label in labels]
     trace = read_trace(run_dir / "routing_trace.json")
     assert tuple(unit.label for unit in trace.units) == labels and trace.by_branch
     page = write_report(run_dir).read_text()
-    assert "layer 3, mlp" in page and "mlp of layer 3 executed" in page
+    assert "<td>layer 3 mlp</td>" in page and "layer 3 mlp: router wants" in page
     assert re.search(r">L3 mlp<", page)
 
 
