@@ -171,7 +171,7 @@ def discard(path: Path) -> None:
 def finish(path: Path, record: RunRecord, cursor: dict[str, Any]) -> None:
     """Write the small files of a checkpoint whose tensors are all on disk, the marker last, then move `latest`."""
     write_json(path / RUN, asdict(record))
-    atomic_write(path / CURSOR, json.dumps(cursor) + "\n")  # thousands of lanes: no line for each number
+    write_json(path / CURSOR, cursor, indent=None)  # thousands of lanes: no line for each number
     files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
     write_json(path / MARKER, {"format": FORMAT, "step": record.step, "bytes": files})
     atomic_write(path.parent / LATEST, path.name + "\n")

@@ -22,9 +22,9 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """`atomic_write` of `value` as indented JSON with a closing newline."""
-    atomic_write(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """`atomic_write` of `value` as JSON with a closing newline; `indent` None puts it on one line."""
+    atomic_write(path, json.dumps(value, indent=indent) + "\n")
 
 
 def sha256_file(path: str | Path) -> str:

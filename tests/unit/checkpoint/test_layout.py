@@ -65,11 +65,11 @@ def test_marker_is_written_last(monkeypatch, root, write, fails):
     path.mkdir()
     real = layout.write_json
 
-    def dies(file, value):
+    def dies(file, value, **how):
         assert not layout.is_complete(path), f"{file} is written after the marker"
         if file.name == fails:
             raise OSError("disk full")
-        real(file, value)
+        real(file, value, **how)
 
     monkeypatch.setattr(layout, "write_json", dies)
     with pytest.raises(OSError, match="disk full"):

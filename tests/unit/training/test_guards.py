@@ -43,12 +43,12 @@ def test_the_start_is_no_news_and_does_not_count(tiny):
 
 
 def test_the_start_of_a_shipped_configuration_raises_nothing():
-    """Densities as the run of pretrain_configs/rivals/skip.yaml had them: low for 50 steps, on target by 100."""
-    config = load_config(REPOSITORY / "pretrain_configs" / "rivals" / "skip.yaml")
-    watched = LoadGuard(config)
+    """Densities as a run of pretrain_configs/rivals/skip.yaml has had them: low for 50 steps, on target by 100."""
+    config = load_config(REPOSITORY / "pretrain_configs" / "rivals" / "skip.yaml", ["routing.density=0.25"])
+    watched, units = LoadGuard(config), len(config.units)
     for step in range(150):
         density = 0.55 if step < 3 else 0.12 if step < 50 else min(0.13 + 0.003 * (step - 50), 0.25)
-        assert watched.check(step, (density,) * 4, (0.0,) * 4) == [], step
+        assert watched.check(step, (density,) * units, (0.0,) * units) == [], step
 
 
 def test_an_alarm_comes_once_until_the_unit_has_recovered(tiny):
