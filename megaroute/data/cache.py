@@ -100,10 +100,13 @@ class ShardCache:
             os.close(descriptor)
 
     def _wait_for(self, descriptor: int, part: Path) -> None:
-        """Lock the file, for as long as whoever has it makes progress."""
+        """Lock the file, or see it finished, for as long as whoever has it makes progress.
+
+        Finished it is the same file under its final name, and its readers hold a lock on it: nobody may wait for that.
+        """
         longest = self._remote.connect_s + self._remote.stall_s + self._remote.max_backoff_s + PATIENCE_S
         changed, since = -1, time.monotonic()
-        while not _try_lock(descriptor):
+        while not _try_lock(descriptor) and _is_same(descriptor, part):
             now = os.fstat(descriptor).st_mtime_ns
             if now != changed:
                 changed, since = now, time.monotonic()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,25 @@ def test_a_fetch_goes_on_after_the_fetching_process_is_killed(server, tmp_path):
 
 def open_one(url: str, folder: Path, settings: RemoteConfig) -> None:
     ShardSet(url, load_manifest(url, remote=settings), "k", None, settings, CacheConfig(directory=folder)).read(1, 0)
+
+
+def test_who_waits_sees_that_the_file_is_finished_though_others_read_it(server, tmp_path):
+    """A finished file is the one that was waited for, and its readers lock it for as long as they like."""
+    entry = load_manifest(server.url, "data.train", QUICK).shards[1]
+    cache = ShardCache(CacheConfig(directory=tmp_path), QUICK, "data.train")
+    path, part = tmp_path / entry.sha256, tmp_path / f"{entry.sha256}.part"
+    with part.open("wb") as fetcher, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(fetcher, fcntl.LOCK_EX)
+        waiting = pool.submit(cache.open, f"{server.url}/{entry.name}", entry.sha256, entry.bytes)
+        time.sleep(0.3)
+        assert not waiting.done()
+        fetcher.write((server.folder / entry.name).read_bytes())
+        fetcher.flush()
+        part.replace(path)
+        fcntl.flock(fetcher, fcntl.LOCK_SH)  # in one step: the lock is never free
+        with waiting.result(timeout=10) as file:
+            assert len(file.read()) == entry.bytes
+    assert server.requests[entry.name] == 0
 
 
 def test_waiting_for_another_process_has_an_end(server, tmp_path, monkeypatch):

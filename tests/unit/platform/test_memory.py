@@ -13,7 +13,7 @@ from megaroute.platform.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     print(keep_freed_memory())
 sizes = [2**23] * 4  # of floats: blocks of 32 MiB are beyond what the C library keeps by itself
-for _ in range(3):
+for _ in range(16):  # until each block has found its place: 2 to 5 turns, as the addresses of the process fall
     tensors = [torch.ones(size) for size in sizes]
     del tensors
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
