@@ -2,6 +2,8 @@
 
 import datetime
 import os
+import time
+from pathlib import Path
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
@@ -43,6 +45,29 @@ def _join(platform: Platform, timeout_s: int) -> None:
 
 
 def stop() -> None:
-    """Leave the process group; harmless when there is none."""
+    """Leave the process group; harmless when there is none.  Afterwards the process may end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        let_go()
+
+
+def let_go(tasks: Path = Path("/proc/self/task"), timeout_s: float = 5.0) -> None:
+    """Wait until the threads of gloo groups hold no tensor of the last collective any more.
+
+    Such a thread frees them after it has told the waiting main thread that all is done, and needs Python's global lock
+    to do so.  Destroying a group ends its threads only if nobody else refers to it, a DDP hook or a graph for example.
+    If the interpreter goes away first, the thread aborts the process, though the work is done.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        time.sleep(0.01)  # without the lock
+        if time.monotonic() > deadline or not any(_is_running_gloo(task) for task in tasks.glob("*/stat")):
+            return
+
+
+def _is_running_gloo(stat: Path) -> bool:
+    try:
+        name, state = stat.read_text().split("(", 1)[1].rsplit(") ", 1)
+    except OSError:
+        return False  # the thread has ended
+    return name == "pt_gloo_runloop" and state.startswith("R")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from megaroute.platform import device, distributed
 from megaroute.routing.exchange import balanced
 
 HIDDEN, INNER = 12, 20
@@ -81,10 +82,10 @@ def check(case: dict[str, Any], rank: int) -> dict[str, Any]:
 
 def main() -> None:
     spec_file, out_file = map(Path, sys.argv[1:])
-    dist.init_process_group("gloo")
+    distributed.start(device.resolve("cpu"), timeout_s=120)
     spec = json.loads(spec_file.read_text())
     out_file.write_text(json.dumps([check(case, dist.get_rank()) for case in spec["cases"]]))
-    dist.destroy_process_group()
+    distributed.stop()
 
 
 if __name__ == "__main__":
