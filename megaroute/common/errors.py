@@ -1,16 +1,18 @@
 """Errors with a message for the person on call.  The command line prints their one sentence."""
 
+from megaroute.common.exit_codes import BAD_INPUT, FAILED
+
 
 class MegarouteError(Exception):
     """The run cannot go on.  The message says what happened (with values), why it matters and what to do."""
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class UserError(MegarouteError):
     """Something in the user's input is wrong: the message says what (with values), why it matters and what to do."""
 
-    exit_code = 2
+    exit_code = BAD_INPUT
 
 
 class ConfigError(UserError):

@@ -1,5 +1,6 @@
 """The loop: the life of a run on one screen."""
 
+from megaroute.common.exit_codes import FINISHED, STOPPED
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
 from megaroute.training.evaluate import validate
@@ -7,7 +8,7 @@ from megaroute.training.guards import LoadGuard, Notice, check_nonfinite
 from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
-from megaroute.training.signals import STOPPED_EARLY, StopRequest
+from megaroute.training.signals import StopRequest
 from megaroute.training.step import StepResult, run_step
 from megaroute.training.trace import FILE_NAME, trace
 
@@ -15,7 +16,7 @@ log = get_logger(__name__)
 
 
 def run(parts: Parts, observer: Observer) -> int:
-    """Train until train.steps or a request to stop; returns the exit code, 0 or STOPPED_EARLY."""
+    """Train until train.steps or a request to stop; returns the exit code, FINISHED or STOPPED."""
     config, state = parts.config, parts.state
     guard = LoadGuard(config)
     with StopRequest() as stop:
@@ -44,7 +45,7 @@ def run(parts: Parts, observer: Observer) -> int:
             if found is not None:
                 write_json(parts.run_dir / FILE_NAME, found)
     observer.event("end", f"finished {state.step:,} step{'s' if state.step != 1 else ''}")
-    return 0
+    return FINISHED
 
 
 def _damage(parts: Parts, result: StepResult) -> str:
@@ -76,4 +77,4 @@ def _save(parts: Parts, observer: Observer) -> None:
 def _stop(parts: Parts, observer: Observer) -> int:
     _save(parts, observer)
     observer.event("stop", f"asked to stop: saved at step {parts.state.step}; the same command goes on from there")
-    return STOPPED_EARLY
+    return STOPPED

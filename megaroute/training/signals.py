@@ -6,9 +6,6 @@ from typing import Self
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-STOPPED_EARLY = 75
-"""Exit code of a run that was asked to stop and saved: EX_TEMPFAIL of sysexits.h, "try again later"."""
-
 
 class StopRequest:
     """While active, SIGINT, SIGTERM and SIGUSR1 set `requested` and do nothing else; handlers return afterwards."""
