@@ -21,7 +21,7 @@ class _StraightThrough(torch.autograd.Function):
         (grad_KH,) = grads
         slope_K = _inner(grad_KH, ctx.saved_tensors[0])
         if ctx.curvature:
-            slope_K = slope_K - 0.5 * ctx.curvature * slope_K**2
+            slope_K = _benefit(slope_K, ctx.curvature)
         return grad_KH, grad_KH, slope_K.to(ctx.dtype), None
 
 
@@ -38,6 +38,12 @@ class _Scaled(torch.autograd.Function):
         (grad_KH,) = grads
         branch_KH, gate_K = ctx.saved_tensors
         return grad_KH * gate_K[:, None].to(grad_KH.dtype), _inner(grad_KH, branch_KH).to(gate_K.dtype)
+
+
+def _benefit(slope_K: Tensor, curvature: float) -> Tensor:
+    """s - c * s^2 / 2, with s held within the vertices +-1 / c, beyond which the parabola says the opposite of s."""
+    slope_K = slope_K.clamp(-1 / curvature, 1 / curvature)
+    return slope_K - 0.5 * curvature * slope_K**2
 
 
 def _inner(a_KH: Tensor, b_KH: Tensor) -> Tensor:
@@ -58,7 +64,8 @@ def straight_through(x_KH: Tensor, branch_KH: Tensor, probability_K: Tensor, cur
     s - L'' / 2.  With `curvature` c > 0 the router gets s - c * s^2 / 2, where c * s^2 stands in for L'': the empirical
     Fisher information of the gate, as in Fisher pruning (Theis et al. 2018, arXiv 1801.05787, section 3.1).  Where
     training has brought the branch to its best size s is 0 on average, and only the second term tells tokens for which
-    it matters from those for which it does not.
+    it matters from those for which it does not.  Slopes beyond 1 / c, one nat of a token's loss, count as 1 / c: no
+    parabola holds that far, and the square of a few steep tokens would drown all other gradients.
 
     Args:
         x_KH: input of the kept rows.

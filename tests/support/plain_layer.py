@@ -108,7 +108,11 @@ class PlainLayer:
         carrier = p - p.detach()
         if self.routing.benefit == "second_order":
             tokens = hard.numel() / self.at.budget_scale
-            carrier.register_hook(lambda slope: slope - tokens * slope**2 / 2)
+
+            def worth(s: Tensor) -> Tensor:
+                return torch.where(s > 1, 0.5, torch.where(s < -1, -1.5, s - s**2 / 2))
+
+            carrier.register_hook(lambda slope: worth(tokens * slope) / tokens)
         straight_through = hard + carrier
         return hard, straight_through if self.routing.gradient == "all" else hard * straight_through
 

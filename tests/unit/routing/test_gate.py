@@ -57,7 +57,7 @@ def slope_and_benefit(loss: Callable[[Tensor], Tensor], branch: Tensor, curvatur
 
 def test_second_order_adds_half_the_square_of_the_slope_of_the_summed_loss():
     torch.manual_seed(0)
-    branch, upstream, tokens, scale = torch.randn(6, 4), torch.randn(6, 4), 60, 512.0
+    branch, upstream, tokens, scale = 0.3 * torch.randn(6, 4), 0.3 * torch.randn(6, 4), 60, 512.0
     slopes = (upstream * branch).sum(-1).double()  # of the sum over the tokens
 
     def mean_loss(y: Tensor) -> Tensor:
@@ -65,6 +65,15 @@ def test_second_order_adds_half_the_square_of_the_slope_of_the_summed_loss():
 
     ours = slope_and_benefit(mean_loss, branch, tokens / scale)
     torch.testing.assert_close(ours, scale / tokens * (slopes - slopes**2 / 2), rtol=1e-5, atol=1e-5)
+
+
+def test_second_order_trusts_no_slope_beyond_one_nat():
+    """Squares of steep tokens once grew the gradient norm a millionfold, and clipping it stopped all learning."""
+    slopes = torch.tensor([-1e4, -3.0, -1.0, 1.0, 3.0, 1e4])
+    branch, tokens, scale = slopes[:, None], 60, 512.0
+    ours = slope_and_benefit(lambda y: scale / tokens * y.sum(), branch, tokens / scale)
+    expected = scale / tokens * torch.tensor([-1.5, -1.5, -1.5, 0.5, 0.5, 0.5], dtype=torch.double)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_second_order_ranks_tokens_by_what_executing_them_is_worth():
