@@ -127,7 +127,8 @@ def advance() -> Callable[..., list[Any]]:
         results = []
         for _ in range(steps):
             result = run_step(parts)
-            parts.state.advance(result.rows, parts.config.data.sequence_length, result.skipped)
+            padding = result.totals.padding
+            parts.state.advance(result.rows, parts.config.data.sequence_length, result.skipped, padding=padding)
             results.append(result)
         return results
 

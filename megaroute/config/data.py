@@ -103,8 +103,11 @@ class DataConfig(Section):
     """Tokens S of a row that the model sees; a row takes S + 1 tokens of text, so that each position has its target."""
     attend_across_documents: bool = True
     """Whether a token may attend to the documents before its own in the same row."""
-    packing: Literal["concat"] = "concat"
-    """How documents fill rows: `concat` puts them one after another, and what does not fit continues in a later row."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """How documents fill rows: `concat` puts them one after another, and what does not fit continues in a later row;
+    `best_fit` cuts none that fits into a row, and leaves the end of a row empty where no other one fits."""
+    packing_window: PositiveInt = 16
+    """Documents of a lane among which `best_fit` chooses."""
     lanes: PositiveInt = 64
     """Virtual lanes V of the stream.  A multiple of every data-parallel size times data.workers that the run will ever
     use; fixed for a run."""
@@ -137,6 +140,11 @@ class DataConfig(Section):
         if isinstance(self.train, dict):
             return dict(sorted(self.train.items()))
         return {ONLY_SOURCE: SourceConfig(path=self.train)}
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows may end in padding."""
+        return self.packing == "best_fit"
 
     @property
     def folders(self) -> dict[str, Path | str]:

@@ -91,6 +91,11 @@ def _router(config: Config) -> Problems:
         yield f"routing.router moe replaces the MLP, not unit {routing.unit}; set routing.unit=mlp"
     if routing.router == "moe" and routing.moe.top_k > routing.moe.experts:
         yield f"routing.moe.top_k {routing.moe.top_k} > routing.moe.experts {routing.moe.experts}; raise the latter"
+    if routing.router == "moe" and config.data.pads:
+        yield (
+            f"routing.router moe with data.packing {config.data.packing}: padding would be given to experts and count "
+            "in their balance; set data.packing=concat"
+        )
     if routing.router == "moe" and routing.force is not None:
         yield (
             f"routing.force {routing.force} overrules decisions to skip, but with routing.router moe no token is "

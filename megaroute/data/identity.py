@@ -8,6 +8,7 @@ from megaroute.common.errors import DataError
 from megaroute.common.files import sha256_file
 from megaroute.config.data import ONLY_SOURCE, DataConfig
 from megaroute.data.manifest import load_manifest
+from megaroute.data.packing import packing_identity
 from megaroute.data.rows import LaneState, Position
 
 KEYS = {
@@ -20,9 +21,6 @@ KEYS = {
     "packing": "data.packing",
 }
 """Fields of an identity, and the setting that decides each."""
-
-DROPS_OPEN = {"tokenizer", "packing"}
-"""Fields that decide where in a document the next row begins."""
 
 
 def data_identity(data: DataConfig) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def identity_of(data: DataConfig, manifests: Mapping[str, str], tokenizer: str) 
         "sequence_length": data.sequence_length,
         "lanes": data.lanes,
         "seed": data.seed,
-        "packing": data.packing,
+        "packing": packing_identity(data),
     }
 
 
@@ -88,7 +86,7 @@ def adapted(state: LaneState, changed: Iterable[str], saved: Mapping[str, Any], 
     """The state from which a lane goes on after `changed` fields of the identity.
 
     Another manifest or seed starts the source, or all of them, from the beginning in the new order; another tokenizer
-    or packing gives up the rest of the documents at hand; another mixture holds its shares from here on.
+    gives up the rest of the documents at hand; another mixture holds its shares from here on.
     """
     changed, names = set(changed), now["mixture"]
     restarted = {name for name in names if saved["manifest"].get(name) != now["manifest"][name] or "seed" in changed}
@@ -97,7 +95,9 @@ def adapted(state: LaneState, changed: Iterable[str], saved: Mapping[str, Any], 
         at = state.sources.get(name, Position())
         taken = 0 if "mixture" in changed else at.taken
         sources[name] = Position(taken=taken) if name in restarted else at._replace(taken=taken)
-    opened = () if changed & DROPS_OPEN else tuple(o for o in opened if o.source in names and o.source not in restarted)
+    opened = (
+        () if "tokenizer" in changed else tuple(o for o in opened if o.source in names and o.source not in restarted)
+    )
     return replace(state, sources=sources, open=opened)
 
 

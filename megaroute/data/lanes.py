@@ -14,8 +14,8 @@ import numpy as np
 from megaroute.common.errors import DamagedShard, DataError
 from megaroute.common.log import get_logger
 from megaroute.data.order import Order
-from megaroute.data.packing import Concat
-from megaroute.data.rows import LaneState, Opened, Position, Row, Skip, Span, row_digest
+from megaroute.data.packing import Packing
+from megaroute.data.rows import PADDING, LaneState, Opened, Position, Row, Skip, Span, row_digest
 
 log = get_logger(__name__)
 
@@ -74,7 +74,7 @@ class Lane:
         lanes: int,
         length: int,
         sources: Sequence[TokenSource],
-        packing: Concat,
+        packing: Packing,
         state: LaneState | None = None,
         skip_budget: int | None = None,
     ) -> None:
@@ -91,13 +91,15 @@ class Lane:
 
     def next(self) -> Row:
         """The lane's next row.  Raises DamagedShard when a document is lost and may not be skipped."""
-        ids = np.empty(self.length, np.int32)
+        ids = np.full(self.length, PADDING, np.int32)
         spans: list[Span] = []
         filled = 0
         while filled < self.length:
             self._hold_ready()
             left = [document.left for document in self._open]
-            piece = self._packing.next_piece(left, self.length - filled)
+            piece = self._packing.next_piece(left, self.length - filled, self.length)
+            if piece is None:
+                break
             span, part = self._take(piece.number, piece.tokens)
             ids[filled : filled + span.tokens] = part
             filled += span.tokens

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaroute.data.lanes import Lane
-from megaroute.data.packing import Concat
+from megaroute.data.packing import Packing
 from megaroute.data.rows import LaneState, Row
 from megaroute.data.sources import SourceRecipe
 from megaroute.data.tokenizer import Tokenizer
@@ -23,6 +23,8 @@ class Recipe:
     """Lanes of the run, V."""
     length: int
     """Tokens of a row, S + 1."""
+    packing: Packing
+    """How documents fill them."""
     skip_budget: int | None
     """Slices that may be skipped for damage; None: damage is an error."""
     max_open_files: int
@@ -61,6 +63,6 @@ class RowMaker:
             recipe = self._recipe
             state = self._states.get(number)
             self._lanes[number] = Lane(
-                number, recipe.lanes, recipe.length, self._sources, Concat(), state, recipe.skip_budget
+                number, recipe.lanes, recipe.length, self._sources, recipe.packing, state, recipe.skip_budget
             )
         return self._lanes[number]

@@ -10,6 +10,8 @@ import numpy as np
 from pydantic import NonNegativeInt
 
 DIGEST_BITS = 128
+PADDING = 0
+"""Token id where a row is empty; nothing is learned from it, and no token attends to it."""
 
 
 class Position(NamedTuple):
@@ -87,13 +89,18 @@ class Row:
     lane: int
     """Lane that made it: g % V."""
     ids: np.ndarray
-    """Token ids, int32 [S + 1].  Rows do not overlap."""
+    """Token ids, int32 [S + 1], PADDING behind the last document.  Rows do not overlap."""
     spans: tuple[Span, ...]
-    """Documents of the row, in order; their tokens add up to S + 1."""
+    """Documents of the row, in order; their tokens add up to S + 1, or to less where the row ends in padding."""
     state: LaneState
     """The lane's state after this row; a run that consumed the row goes on from here."""
     digest: int
     """`row_digest` of the row."""
+
+    @property
+    def filled(self) -> int:
+        """Tokens before the padding."""
+        return sum(span.tokens for span in self.spans)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -105,9 +112,11 @@ class Row:
     def document_starts(self) -> np.ndarray:
         """Where in the row the document of each token starts, int32 [S + 1]; 0 for one that started in an earlier row.
 
-        An end-of-document token belongs to the document that it ends.
+        An end-of-document token belongs to the document that it ends; padding is a document by itself.
         """
         lengths = [span.tokens for span in self.spans]
+        if self.filled < len(self.ids):
+            lengths.append(len(self.ids) - self.filled)
         return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths).astype(np.int32)
 
 

@@ -20,6 +20,7 @@ from megaroute.data.cursor import Cursor
 from megaroute.data.identity import identity_of
 from megaroute.data.maker import Recipe, RowMaker
 from megaroute.data.manifest import load_manifest
+from megaroute.data.packing import build_packing
 from megaroute.data.rows import DIGEST_BITS, LaneState, Row
 from megaroute.data.sources import SourceRecipe
 from megaroute.data.tokenizer import Tokenizer
@@ -40,10 +41,12 @@ class Batch:
     """Token ids, int32 [n, S + 1]: inputs ids[:, :-1], targets ids[:, 1:]."""
     starts: np.ndarray
     """Position in the row at which the document of each input starts, int32 [n, S]."""
+    targets: np.ndarray
+    """Inputs of each row that have a target, int64 [n]: the first ones; S but for rows that end in padding."""
     digest: int
     """Sum of the rows' digests modulo 2^128."""
     tokens: Mapping[str, int]
-    """Tokens of the rows by source, S + 1 a row."""
+    """Tokens of the rows by source; together S + 1 a row, less its padding."""
     skipped: int
     """Slices given up for damage on the way to these rows."""
     wait_s: float
@@ -87,6 +90,7 @@ class Stream:
             samples=np.array([row.sample for row in rows], np.int64),
             ids=np.stack([row.ids for row in rows]),
             starts=np.stack([row.document_starts[:-1] for row in rows]),
+            targets=np.array([row.filled - 1 for row in rows], np.int64),
             digest=sum(row.digest for row in rows) % 2**DIGEST_BITS,
             tokens=tokens,
             skipped=self._skipped() - skipped,
@@ -150,7 +154,8 @@ def open_stream(
     identity = identity_of(data, manifests, tokenizer.fingerprint)
     cursor = cursor.continued(identity, data.allow_change) if cursor else Cursor(0, identity, {})
     budget = data.skip_budget if data.on_damage == "skip" else None
-    recipe = Recipe(tuple(sources), data.tokenizer, data.lanes, data.sequence_length + 1, budget, data.max_open_files)
+    rows = (data.lanes, data.sequence_length + 1, build_packing(data))
+    recipe = Recipe(tuple(sources), data.tokenizer, *rows, budget, data.max_open_files)
     return Stream(data, recipe, identity, dp_rank, dp_size, cursor)
 
 

@@ -71,8 +71,8 @@ class TrainRecord:
     replicas, per routed unit; `stages`: mean of each stage's ranks; `stages_max_over_mean`: of these."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Where the rows came from.  Since the start of the run: `digest`, checksum of the rows, equal at equal `samples`
-    for runs that read the same; `tokens` by source; `skipped` slices.  `wait_s`: seconds of this step that the replica
-    waiting longest waited for its rows."""
+    for runs that read the same; `tokens` by source; `skipped` slices.  Of this step: `wait_s`, seconds that the replica
+    waiting longest waited for its rows; `padding`, share of the positions that held no token."""
 
     @property
     def data_shares(self) -> dict[str, float]:

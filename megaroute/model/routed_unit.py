@@ -38,7 +38,7 @@ class Decision:
         """The decision of a forward pass."""
         return cls(record.keep_SB, record.margin_SB, record.wanted_sB)
 
-    def recorded(self, keep_sB: Tensor, rows: int, pairs: int | Tensor, gate_sB: Tensor | None) -> UnitRecord:
+    def recorded(self, keep_sB: Tensor, rows: int, pairs: int | Tensor, probability: Tensor | None) -> UnitRecord:
         """Its record, with what was computed for it."""
         return UnitRecord(
             keep_SB=self.keep_SB,
@@ -46,7 +46,7 @@ class Decision:
             rows=rows,
             attention_pairs=pairs,
             overflow=None if self.wanted_sB is None else self.wanted_sB.sum() - keep_sB.sum(),
-            probability=None if gate_sB is None else gate_sB.detach().mean(),
+            probability=probability,
             wanted_sB=self.wanted_sB,
         )
 
@@ -89,7 +89,8 @@ class RoutedUnit(nn.Module):
         gate_sB = self.router.gate(logit_sB, keep_sB if made.wanted_sB is None else made.wanted_sB, place, context)
         if record is None:
             pairs = self._pairs(plan, made.keep_SB, starts_SB)
-            context.records[self.unit.key] = made.recorded(keep_sB, plan.rows_R.numel(), pairs, gate_sB)
+            mean = None if gate_sB is None else context.mean(gate_sB.detach(), self._real(context), place.chunks)
+            context.records[self.unit.key] = made.recorded(keep_sB, plan.rows_R.numel(), pairs, mean)
         gate = self._gate(gate_sB, keep_sB, context)
         if self.routing.dispatch.mode == "masked":
             return self._masked(x_sBH, h_sBH, keep_sB, gate, compute)
@@ -119,7 +120,8 @@ class RoutedUnit(nn.Module):
     def _decide(self, logit_sB: Tensor | None, h_sBH: Tensor, context: RoutingContext) -> Decision:
         place = self.place
         choice = self.router.decide(logit_sB, h_sBH, place, context)
-        wanted_sB = choice.keep_sB
+        real_sB = self._real(context)
+        wanted_sB = choice.keep_sB if real_sB is None else choice.keep_sB & real_sB
         if not self._limited:
             return Decision(place.whole(wanted_sB), choice.margin_sB)
         margin_sB = wanted_sB.float() if choice.margin_sB is None else choice.margin_sB
@@ -129,6 +131,9 @@ class RoutedUnit(nn.Module):
         else:
             kept_sB = limit(wanted_sB, margin_sB, share)
         return Decision(place.whole(kept_sB), choice.margin_sB, wanted_sB)
+
+    def _real(self, context: RoutingContext) -> Tensor | None:
+        return None if context.real_SB is None else self.place.slice(context.real_SB)
 
     def _rows(self, tokens: int, step: int) -> int:
         return capacity_rows(self.routing.capacity.factor, self.router.target_at(step), tokens)
@@ -156,7 +161,8 @@ class RoutedUnit(nn.Module):
     def _gate(self, gate_sB: Tensor | None, keep_sB: Tensor, context: RoutingContext) -> Gate:
         curvature = 0.0
         if self.routing.benefit == "second_order" and context.budget_scale > 0:
-            curvature = keep_sB.numel() * self.place.chunks / context.budget_scale
+            tokens = context.mean_tokens or keep_sB.numel() * self.place.chunks
+            curvature = tokens / context.budget_scale
         return Gate(None if gate_sB is None else gate_sB.reshape(-1), self.router.multiplies, curvature)
 
     def _computed(self, x: Tensor, h: Tensor, plan: Plan, keep_sB: Tensor, gate: Gate, compute: Compute) -> Tensor:

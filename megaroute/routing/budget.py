@@ -5,7 +5,15 @@ from torch import Tensor
 from megaroute.routing.gradient import add_gradient
 
 
-def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, scale: float, tokens: int) -> Tensor:
+def pull(
+    probability_SB: Tensor,
+    density: Tensor,
+    target: float,
+    weight: float,
+    scale: float,
+    tokens: float | Tensor,
+    real_SB: Tensor | None = None,
+) -> Tensor:
     """Returns the probabilities unchanged; their gradient gets that of the budget loss.
 
     With r the mean hard gate and the straight-through estimator, d/dp_i of weight * (r - P)^2 is
@@ -17,9 +25,10 @@ def pull(probability_SB: Tensor, density: Tensor, target: float, weight: float, 
         density: scalar tensor r; its distance from the target scales the gradient.
         scale: loss scale / micro-batches per step.
         tokens: tokens of the micro-batch over all tensor ranks.
+        real_SB: bool, False at padding, which has no part in the density.
     """
     gradient = 2.0 * weight * scale / tokens * (density.detach() - target)
-    return add_gradient(probability_SB, gradient)
+    return add_gradient(probability_SB, gradient if real_SB is None else gradient * real_SB)
 
 
 def correct(bias: Tensor, slope: Tensor, error: float, gain: float, trend: float) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from megaroute.data.stream import open_stream
 from megaroute.model.flops import executed_forward
-from megaroute.training.batches import Micro, cut, sample_numbers
+from megaroute.training.batches import Micro, cut, mean_targets, sample_numbers
 from megaroute.training.forward import run_schedule
 from megaroute.training.parts import Parts
 from megaroute.training.reduce import Totals, reduce_step
@@ -38,8 +38,8 @@ def validate(parts: Parts) -> Validation:
     if parts.groups.is_last_stage and parts.groups.tensor_rank == 0:
         for micro, report in zip(micros, reports, strict=True):
             assert micro.labels_BS is not None
-            sums[0] += report["losses"].double().sum().cpu()
-            sums[1] += int(parts.token_bytes[micro.labels_BS.cpu().numpy()].sum())
+            sums[0] += micro.without_padding(report["losses"].double()).sum().cpu()
+            sums[1] += int(parts.token_bytes[micro.without_padding(micro.labels_BS).cpu().numpy()].sum())
     sums = sums.to(parts.platform.device)
     dist.all_reduce(sums)
     nats, text_bytes = sums.tolist()
@@ -49,7 +49,7 @@ def validate(parts: Parts) -> Validation:
 
 def _flops(parts: Parts, totals: Totals) -> float:
     config, length = parts.config, parts.config.data.sequence_length
-    rows, work = totals.tokens // length, totals.work(config.units)
+    rows, work = totals.positions // length, totals.work(config.units)
     executed = executed_forward(config.model, config.routing, rows, length, work, totals.dense_pairs)
     return sum(executed.values()) / totals.tokens
 
@@ -65,7 +65,8 @@ def score(parts: Parts, rows: int) -> tuple[list[Micro], list[dict[str, torch.Te
         stream = open_stream(config.data, "valid", groups.data_rank, groups.dims.data)
         batch = stream.take(rows)
         stream.close()
-    micros = cut(config, parts.platform, batch, sample_numbers(0, rows, groups), parts.state.step)
+    mean = mean_targets(config, parts.platform, groups, batch)
+    micros = cut(config, parts.platform, batch, sample_numbers(0, rows, groups), parts.state.step, mean_tokens=mean)
     for chunk in parts.wrapped:
         chunk.eval()
     reports = run_schedule(parts, micros, forward_only=True)

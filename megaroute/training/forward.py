@@ -1,6 +1,7 @@
 """One pass of micro-batches through Megatron-core's pipeline schedule."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ def run_schedule(parts: Parts, micros: list[Micro], forward_only: bool) -> list[
 def _forward_step(iterator: Iterator[Micro], model: torch.nn.Module) -> tuple[Tensor, LossFunction]:
     micro = next(iterator)
     output = model(micro.tokens_BS, None, None, labels=micro.labels_BS, packed_seq_params=micro.info)
-    return output, _mean_loss
+    return output, partial(_mean_loss, micro)
 
 
-def _mean_loss(losses_BS: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """Mean over the tokens of the micro-batch; the schedule divides by the number of micro-batches."""
-    return losses_BS.mean(), {"losses": losses_BS.detach()}
+def _mean_loss(micro: Micro, losses_BS: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """The micro-batch's share of the loss; the schedule divides by the number of micro-batches."""
+    return micro.mean_loss(losses_BS), {"losses": losses_BS.detach()}

@@ -51,7 +51,7 @@ class Load:
 def load_of(config: Config, dims: ParallelDims, totals: Totals) -> Load:
     """The load of a step."""
     branches = _branches(config, totals)
-    everything = [totals.tokens / dims.data] * dims.data
+    everything = [totals.positions / dims.data] * dims.data
     rank_rows = []
     for stage in range(dims.pipeline):
         chunks = chunks_of_stage(config.model.num_layers, dims, stage)

@@ -22,7 +22,8 @@ def run(parts: Parts, observer: Observer) -> int:
     with StopRequest() as stop:
         while state.step < config.train.steps:
             result = run_step(parts, stop.requested)
-            state.advance(result.rows, config.data.sequence_length, result.skipped)
+            padding = result.totals.padding
+            state.advance(result.rows, config.data.sequence_length, result.skipped, padding=padding)
             observer.train(result)
             if result.skipped:
                 observer.event("alarm", "the update was left out: loss or gradient is not finite")

@@ -70,6 +70,7 @@ class Observer:
                     "tokens": dict(ledger.tokens),
                     "skipped": ledger.skipped,
                     "wait_s": totals.supply.wait_s,
+                    "padding": totals.padding / totals.positions,
                 },
             )
         )

@@ -51,6 +51,6 @@ class Parts:
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether this rank's stage needs inputs or targets, or where documents start."""
-        attends_within = not self.config.data.attend_across_documents
-        return self.groups.is_first_stage or self.groups.is_last_stage or attends_within
+        """Whether this rank's stage needs inputs or targets, or where documents start or rows end."""
+        looks_at_rows = self.config.data.pads or not self.config.data.attend_across_documents
+        return self.groups.is_first_stage or self.groups.is_last_stage or looks_at_rows

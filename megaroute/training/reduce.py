@@ -1,7 +1,7 @@
 """One small sum over all ranks per step: the loss, what routing did, and whether anybody asks to stop."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ class Totals:
     stop: bool
     """Whether any rank was asked to stop."""
     tokens: int
-    """Tokens of the global batch."""
+    """Tokens of the global batch that have a target: all its positions without `padding`."""
     dense_pairs: tuple[int, int]
     """Query-key pairs of one attention of every token: computed, and those of a token and a key that it sees."""
     kept: tuple[int, ...]
@@ -51,6 +51,13 @@ class Totals:
     """Rows of each unit by data-parallel replica."""
     supply: Supply = field(default_factory=Supply)
     """What the step took from the data."""
+    padding: int = 0
+    """Positions of the global batch behind the last document of their row."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the global batch, rows * S."""
+        return self.tokens + self.padding
 
     @property
     def density(self) -> tuple[float, ...]:
@@ -95,7 +102,8 @@ def reduce_step(
     table = tally(config, groups, micros, parts.state.step, device)
     head = torch.zeros(4, dtype=torch.float64, device=device)
     if groups.tensor_rank == 0 and reports:
-        head[0] = torch.stack([report["losses"].double().mean() for report in reports]).sum() / micro_batches
+        losses = [micro.mean_loss(report["losses"].double()) for micro, report in zip(micros, reports, strict=True)]
+        head[0] = torch.stack(losses).sum() / micro_batches
     head[1] = float(stop)
     if groups.tensor_rank == 0 and groups.is_first_stage:
         head[2:] = dense_pairs(micros, config.data.sequence_length, device)
@@ -105,9 +113,12 @@ def reduce_step(
     width, values = table.shape[1], sums.tolist()
     end = len(values) - len(taken)
     rows = [values[start : start + width] for start in range(len(head), end, width)]
-    tokens = micro_batches * config.train.micro_batch * config.data.sequence_length
+    positions = micro_batches * config.train.micro_batch * config.data.sequence_length
+    mean_tokens = micros[0].info.routing.mean_tokens
+    tokens = positions if mean_tokens is None else round(mean_tokens * micro_batches)
     supply = supply_of(config, groups.dims.data, values[end:])
-    return _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config), supply)
+    totals = _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config), supply)
+    return replace(totals, padding=positions - tokens)
 
 
 def _totals(

@@ -18,9 +18,9 @@ class TrainState:
     attempt: int = 1
     """Which start of the run this is."""
 
-    def advance(self, rows: int, sequence_length: int, skipped: bool) -> None:
-        """Count a finished step of `rows` rows."""
+    def advance(self, rows: int, sequence_length: int, skipped: bool, *, padding: int = 0) -> None:
+        """Count a finished step of `rows` rows, of whose tokens `padding` are none."""
         self.step += 1
         self.samples += rows
-        self.tokens += rows * sequence_length
+        self.tokens += rows * sequence_length - padding
         self.nonfinite = self.nonfinite + 1 if skipped else 0

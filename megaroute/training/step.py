@@ -9,7 +9,7 @@ import torch
 from megaroute.config.routing_checks import LEARNED_BINARY
 from megaroute.model.flops import StepFlops, training_flops
 from megaroute.routing.experts import ExpertRouter, balance_loss
-from megaroute.training.batches import Micro, cut, sample_numbers
+from megaroute.training.batches import Micro, cut, mean_targets, sample_numbers
 from megaroute.training.forward import run_schedule
 from megaroute.training.load import Load, load_of
 from megaroute.training.parts import Parts
@@ -55,7 +55,8 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
     samples = sample_numbers(state.samples, rows, groups)
     assert batch is None or (batch.samples == samples).all(), "stream and step disagree on the rows of this replica"
     scale = float(parts.optimizer.get_loss_scale()) / micro_batches
-    micros = cut(config, parts.platform, batch, samples, state.step, budget_scale=scale)
+    mean = mean_targets(config, parts.platform, groups, batch)
+    micros = cut(config, parts.platform, batch, samples, state.step, budget_scale=scale, mean_tokens=mean)
 
     lr = parts.schedule.set(state.step + 1)
     for chunk in parts.wrapped:
@@ -85,7 +86,7 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
 def _flops(parts: Parts, totals: Totals) -> StepFlops:
     config, length = parts.config, parts.config.data.sequence_length
     work = totals.work(config.units)
-    return training_flops(config.model, config.routing, totals.tokens // length, length, work, totals.dense_pairs)
+    return training_flops(config.model, config.routing, totals.positions // length, length, work, totals.dense_pairs)
 
 
 def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:

@@ -61,7 +61,7 @@ def tally(config: Config, groups: Groups, micros: list[Micro], step: int, device
     records = [micro.info.routing.records[config.units[index].key] for index in mine for micro in micros]
     target_N = torch.tensor([targets[index] for index in mine for _ in micros], dtype=torch.float64, device=device)
     visible = [visible_keys(micro, config.data.sequence_length, device) for micro in micros]
-    values = _fields(records, target_N, visible, config.routing.budget.density == "soft")
+    values = _fields(records, target_N, visible, _tokens(micros, device), config.routing.budget.density == "soft")
     values = torch.cat([values, _experts(records, experts, device)], 1).view(len(mine), len(micros), -1).sum(1)
     values *= _speaks(config, groups, values.shape[1]).to(device)
     rows = torch.tensor(mine, device=device)
@@ -78,13 +78,32 @@ def visible_keys(micro: Micro, sequence_length: int, device: torch.device) -> Te
     return positions_S1.expand(-1, batch) if starts_SB is None else positions_S1 - starts_SB
 
 
-def _fields(records: Sequence[UnitRecord], target_N: Tensor, visible: Sequence[Tensor], soft_budget: bool) -> Tensor:
-    """float64 [N, FIELDS]; `visible` are int64 [S, B] of each micro-batch, records go by unit, then micro-batch."""
+def _tokens(micros: list[Micro], device: torch.device) -> tuple[Tensor, float]:
+    """Tokens of each micro-batch without padding, float64, and their mean over the step."""
+    first = micros[0].info.routing.records
+    every = next(iter(first.values())).keep_SB.numel()
+    found, mean = [], float(every)
+    for routing in (micro.info.routing for micro in micros):
+        real_SB = routing.real_SB
+        found.append(torch.tensor(every, device=device) if real_SB is None else real_SB.sum().clamp(min=1))
+        mean = routing.mean_tokens or mean
+    return torch.stack(found).double(), mean
+
+
+def _fields(
+    records: Sequence[UnitRecord],
+    target_N: Tensor,
+    visible: Sequence[Tensor],
+    tokens: tuple[Tensor, float],
+    soft_budget: bool,
+) -> Tensor:
+    """float64 [N, FIELDS]; records go by unit, then micro-batch, of each of which `visible` has int64 [S, B]."""
     keep_NSB = torch.stack([record.keep_SB for record in records])
     kept_N = keep_NSB.sum((1, 2)).double()
     pairs_N = _numbers([record.attention_pairs for record in records], keep_NSB.device)
     soft_N = _numbers([record.probability for record in records], keep_NSB.device)
-    density_N = soft_N if soft_budget else kept_N / keep_NSB[0].numel()
+    tokens_N = tokens[0].repeat(len(records) // len(visible))
+    density_N = soft_N * (tokens[1] / tokens_N) if soft_budget else kept_N / tokens_N
     columns = {
         "kept": kept_N,
         "rows": _numbers([record.rows for record in records], keep_NSB.device),

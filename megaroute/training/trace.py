@@ -41,6 +41,7 @@ def _of_this_rank(parts: Parts, rows: int) -> dict[str, Any]:
         mine["loss"] = torch.cat([report["losses"].float() for report in reports]).tolist()
     if groups.is_first_stage:
         mine["ids"] = torch.cat([micro.tokens_BS for micro in micros if micro.tokens_BS is not None]).tolist()
+        mine["tokens"] = [count for micro in micros for count in micro.row_tokens]
     return mine
 
 
@@ -49,6 +50,7 @@ def _assembled(parts: Parts, gathered: list[dict[str, Any]], rows: int) -> dict[
     keep = {unit: values for part in gathered for unit, values in part.get("keep", {}).items()}
     (ids,) = [part["ids"] for part in gathered if "ids" in part]
     (losses,) = [part["loss"] for part in gathered if "loss" in part]
+    (tokens,) = [part["tokens"] for part in gathered if "tokens" in part]
     tokenizer = Tokenizer(config.data.tokenizer)
     return {
         "format": FORMAT,
@@ -58,10 +60,10 @@ def _assembled(parts: Parts, gathered: list[dict[str, Any]], rows: int) -> dict[
         "density_target": config.routing.density,
         "passages": [
             {
-                "tokens": tokenizer.pieces_text(ids[row]),
-                "keep": [keep[unit.key][row] for unit in config.units],
-                "loss": losses[row],
+                "tokens": tokenizer.pieces_text(ids[row][:count]),
+                "keep": [keep[unit.key][row][:count] for unit in config.units],
+                "loss": losses[row][:count],
             }
-            for row in range(rows)
+            for row, count in enumerate(tokens[:rows])
         ],
     }

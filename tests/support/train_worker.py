@@ -47,7 +47,8 @@ def train(run: dict) -> list[dict]:
     steps = []
     for _ in range(run["steps"]):
         result = run_step(parts)
-        parts.state.advance(result.rows, config.data.sequence_length, result.skipped)
+        padding = result.totals.padding
+        parts.state.advance(result.rows, config.data.sequence_length, result.skipped, padding=padding)
         numbers = {
             "step": parts.state.step,
             "loss": result.totals.loss,

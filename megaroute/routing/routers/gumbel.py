@@ -44,14 +44,17 @@ class GumbelRouter(LinearRouter):
         budget = self.routing.budget
         if not self.training or budget.weight == 0:
             return probability
-        tokens = keep_sB.numel() * place.chunks
-        if budget.estimator == "global":
-            density = self.state.density
-        else:
-            mine = keep_sB.float() if budget.density == "hard" else probability.detach()
-            density = place.whole(mine).mean()
-        target = self.target_at(context.step)
-        return pull(probability, density, target, budget.weight, context.budget_scale, tokens)
+        real_SB, target = context.real_SB, self.target_at(context.step)
+        real_sB = None if real_SB is None else place.slice(real_SB)
+        tokens: float | Tensor = context.mean_tokens or keep_sB.numel() * place.chunks
+        density = self.state.density
+        if budget.estimator == "microbatch":
+            mine = place.whole(keep_sB.float() if budget.density == "hard" else probability.detach())
+            if real_SB is not None:
+                tokens = real_SB.sum().clamp(min=1)
+                mine = mine * real_SB
+            density = mine.sum() / tokens
+        return pull(probability, density, target, budget.weight, context.budget_scale, tokens, real_sB)
 
     @torch.no_grad()
     def update(self, density: float, step: int, soft: float = 0.0) -> None:

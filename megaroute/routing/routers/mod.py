@@ -39,7 +39,7 @@ class ModRouter(LinearRouter):
         logit_sB, *predicted = logit_sB.unbind()
         if predicted and not self.training:
             return Choice(predicted[0] > 0, predicted[0])
-        keep_SB, lowest_B = top_of_sequence(place.whole(logit_sB), self.target_at(context.step))
+        keep_SB, lowest_B = top_of_sequence(place.whole(logit_sB), self.target_at(context.step), context.real_SB)
         return Choice(place.slice(keep_SB), logit_sB - lowest_B)
 
     def gate(self, logit_sB: Tensor | None, keep_sB: Tensor, place: Place, context: RoutingContext) -> Tensor | None:
@@ -49,11 +49,18 @@ class ModRouter(LinearRouter):
         gate = torch.sigmoid(logit_sB)
         for predicted_sB in predicted:
             if not self.overruled(context):
-                predicted_sB = _taught(predicted_sB, keep_sB, context.budget_scale / (keep_sB.numel() * place.chunks))
+                predicted_sB = _taught(predicted_sB, keep_sB, _scale(keep_sB, place, context))
             gate = gate + 0.0 * predicted_sB
         return gate
 
 
-def _taught(predicted_sB: Tensor, keep_sB: Tensor, scale: float) -> Tensor:
+def _scale(keep_sB: Tensor, place: Place, context: RoutingContext) -> float | Tensor:
+    """Factor of each token's loss, such that the sum over a step is the mean over its tokens."""
+    if context.real_SB is None or context.mean_tokens is None:
+        return context.budget_scale / (keep_sB.numel() * place.chunks)
+    return place.slice(context.real_SB) * (context.budget_scale / context.mean_tokens)
+
+
+def _taught(predicted_sB: Tensor, keep_sB: Tensor, scale: float | Tensor) -> Tensor:
     """The prediction, with the gradient of `scale` times its summed binary cross entropy against the top-k."""
     return add_gradient(predicted_sB, (torch.sigmoid(predicted_sB.detach()) - keep_sB.float()) * scale)

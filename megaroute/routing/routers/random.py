@@ -29,5 +29,5 @@ class RandomLtdRouter(Router):
             return Choice(torch.ones(length, batch, dtype=torch.bool, device=h_sBH.device))
         # Every tensor rank can draw for the whole sequence; nothing has to be sent.
         score_SB = -self.uniform(length * place.chunks, batch, Place(), context, h_sBH.device)
-        keep_SB, lowest_B = top_of_sequence(score_SB, self.target_at(context.step))
+        keep_SB, lowest_B = top_of_sequence(score_SB, self.target_at(context.step), context.real_SB)
         return Choice(place.slice(keep_SB), place.slice(score_SB) - lowest_B)

@@ -74,6 +74,9 @@ CONTRADICTIONS = {
     "routing.moe.top_k 2 > routing.moe.experts 1": [
         *("routing.router=moe", "routing.unit=mlp", "routing.moe={top_k: 2, experts: 1}"),
     ],
+    "routing.router moe with data.packing best_fit: padding would be given to experts": [
+        *("routing.router=moe", "routing.unit=mlp", "data.packing=best_fit"),
+    ],
     "routing.force keep_none overrules decisions to skip, but with routing.router moe": [
         *("routing.router=moe", "routing.unit=mlp", "routing.force=keep_none"),
     ],

@@ -57,7 +57,7 @@ def test_parts_that_do_not_fit_are_refused(parts, samples, message):
         ("sequence_length", 64, "data.sequence_length: .* 32, this run has 64;"),
         ("lanes", 8, "data.lanes: .* 4, this run has 8"),
         ("seed", 0, "data.seed: .* 7, this run has 0"),
-        ("packing", "best_fit", "data.packing: .* concat, this run has best_fit"),
+        ("packing", "best_fit of 8 documents", "data.packing: .* concat, this run has best_fit of 8"),
     ],
 )
 def test_another_identity_is_refused_by_name(field, other, key):

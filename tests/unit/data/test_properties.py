@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from texts import Texts, encode_letters
 
 from megaroute.data.lanes import Lane
-from megaroute.data.packing import Concat
-from megaroute.data.rows import LaneState, Row
+from megaroute.data.packing import BestFit, Concat, Packing
+from megaroute.data.rows import PADDING, LaneState, Opened, Row
 
 pytestmark = pytest.mark.data
 
@@ -25,12 +25,15 @@ CORPUS = st.lists(SHARD, min_size=1, max_size=4)
 MIXTURE = st.lists(st.tuples(CORPUS, st.sampled_from([0.1, 0.25, 1.0, 3.0])), min_size=1, max_size=3)
 LANES = st.integers(1, 9)
 LENGTH = st.integers(2, 25)
+PACKING: st.SearchStrategy[Packing] = st.one_of(st.just(Concat()), st.integers(1, 6).map(BestFit))
 few = settings(deadline=None, max_examples=25)
 
 
-def make_lanes(mixture: list, lanes: int, length: int, states: dict[int, LaneState] | None = None) -> list[Lane]:
+def make_lanes(
+    mixture: list, lanes: int, length: int, packing: Packing, states: dict[int, LaneState] | None = None
+) -> list[Lane]:
     sources = [Texts(texts, lanes, f"source {i}", weight) for i, (texts, weight) in enumerate(mixture)]
-    return [Lane(v, lanes, length, sources, Concat(), (states or {}).get(v)) for v in range(lanes)]
+    return [Lane(v, lanes, length, sources, packing, (states or {}).get(v)) for v in range(lanes)]
 
 
 def rows_of(machines: list[Lane], first: int, count: int) -> list[Row]:
@@ -38,10 +41,10 @@ def rows_of(machines: list[Lane], first: int, count: int) -> list[Row]:
 
 
 @few
-@given(CORPUS, LANES, LENGTH)
-def test_every_document_of_an_epoch_is_used_exactly_once(corpus, lanes, length):
+@given(CORPUS, LANES, LENGTH, PACKING)
+def test_every_document_of_an_epoch_is_used_exactly_once(corpus, lanes, length, packing):
     tokens = sum(len(text) + 1 for shard in corpus for text in shard)
-    machines = make_lanes([(corpus, 1.0)], lanes, length)
+    machines = make_lanes([(corpus, 1.0)], lanes, length, packing)
     parts: dict[tuple[int, int, int], list] = defaultdict(list)
     # Every lane goes on until its text is that of a later epoch: then nobody has any of the first one left.
     for machine in machines:
@@ -53,7 +56,7 @@ def test_every_document_of_an_epoch_is_used_exactly_once(corpus, lanes, length):
                 at += span.tokens
                 if span.epoch == 0:
                     parts[span.shard, span.document].append((span.offset, ids))
-            if row.spans[0].epoch > 0:
+            if row.spans[0].epoch > 0:  # a row begins with the oldest document at hand
                 break
     whole = {place: [i for _, ids in sorted(found) for i in ids] for place, found in parts.items()}
     expected = {(s, d): encode_letters(text) for s, shard in enumerate(corpus) for d, text in enumerate(shard)}
@@ -61,14 +64,14 @@ def test_every_document_of_an_epoch_is_used_exactly_once(corpus, lanes, length):
 
 
 @few
-@given(MIXTURE, LANES, LENGTH, st.lists(st.integers(1, 7), min_size=1, max_size=5))
-def test_any_number_of_stops_changes_nothing(mixture, lanes, length, segments):
+@given(MIXTURE, LANES, LENGTH, PACKING, st.lists(st.integers(1, 7), min_size=1, max_size=5))
+def test_any_number_of_stops_changes_nothing(mixture, lanes, length, packing, segments):
     total = sum(segments)
-    whole = rows_of(make_lanes(mixture, lanes, length), 0, total)
+    whole = rows_of(make_lanes(mixture, lanes, length, packing), 0, total)
     found: list[Row] = []
     states: dict[int, LaneState] = {}
     for count in segments:
-        part = rows_of(make_lanes(mixture, lanes, length, states), len(found), count)
+        part = rows_of(make_lanes(mixture, lanes, length, packing, states), len(found), count)
         states |= {row.lane: row.state for row in part}
         found += part
     for expected, row in zip(whole, found, strict=True):
@@ -82,16 +85,18 @@ def test_any_number_of_stops_changes_nothing(mixture, lanes, length, segments):
 
 
 @few
-@given(MIXTURE, LANES, LENGTH)
-def test_rows_are_full_and_their_spans_say_what_they_hold(mixture, lanes, length):
+@given(MIXTURE, LANES, LENGTH, PACKING)
+def test_spans_say_what_rows_hold_and_the_rest_is_padding(mixture, lanes, length, packing):
     texts = {f"source {i}": corpus for i, (corpus, _) in enumerate(mixture)}
-    for row in rows_of(make_lanes(mixture, lanes, length), 0, 3 * lanes):
+    for row in rows_of(make_lanes(mixture, lanes, length, packing), 0, 3 * lanes):
         ids = []
         for span in row.spans:
             document = encode_letters(texts[span.source][span.shard][span.document])
             ids += document[span.offset : span.offset + span.tokens]
-        assert row.ids.tolist() == ids and len(ids) == length
-        assert sum(at.taken for at in row.state.sources.values()) == row.state.made * length
+        assert row.filled == len(ids) and row.ids.tolist() == ids + [PADDING] * (length - len(ids))
+        if isinstance(packing, Concat):
+            assert len(ids) == length
+            assert sum(at.taken for at in row.state.sources.values()) == row.state.made * length
 
 
 @few
@@ -99,9 +104,46 @@ def test_rows_are_full_and_their_spans_say_what_they_hold(mixture, lanes, length
 def test_shares_are_held_to_the_longest_document_and_row(mixture, length):
     total_weight = sum(weight for _, weight in mixture)
     longest = max(len(text) + 1 for corpus, _ in mixture for shard in corpus for text in shard)
-    (lane,) = make_lanes(mixture, 1, length)
+    (lane,) = make_lanes(mixture, 1, length, Concat())
     for _ in range(40):
         state = lane.next().state
         for i, (_, weight) in enumerate(mixture):
             share = weight / total_weight * state.made * length
             assert abs(state.sources[f"source {i}"].taken - share) <= len(mixture) * longest + 1
+
+
+@few
+@given(MIXTURE, LENGTH, st.integers(1, 6))
+def test_best_fit_cuts_only_what_is_longer_than_a_row_and_lets_nobody_wait_for_ever(mixture, length, window):
+    (lane,) = make_lanes(mixture, 1, length, BestFit(window))
+    texts = {f"source {i}": corpus for i, (corpus, _) in enumerate(mixture)}
+    lengths = {
+        (name, s, d): len(text) + 1
+        for name, corpus in texts.items()
+        for s, shard in enumerate(corpus)
+        for d, text in enumerate(shard)
+    }
+    held: dict[Opened, int] = {}
+    for _ in range(30):
+        row = lane.next()
+        for span in row.spans:
+            total = lengths[span.source, span.shard, span.document]
+            assert span.offset % length == 0 and span.tokens == min(length, total - span.offset)
+        assert len(row.state.open) <= window
+        # Before it is its turn to begin a row, at most those that were there before it begin, and fill, theirs.
+        held = {place: held.get(place, 0) + 1 for place in row.state.open}
+        assert all(waited <= window * -(-max(lengths.values()) // length) for waited in held.values())
+
+
+@few
+@given(MIXTURE, LENGTH, st.integers(1, 6))
+def test_best_fit_holds_shares_to_what_it_has_at_hand(mixture, length, window):
+    """Tokens taken and those at hand, together, follow the weights."""
+    total_weight = sum(weight for _, weight in mixture)
+    longest = max(len(text) + 1 for corpus, _ in mixture for shard in corpus for text in shard)
+    (lane,) = make_lanes(mixture, 1, length, BestFit(window))
+    for _ in range(40):
+        taken = {name: at.taken for name, at in lane.next().state.sources.items()}
+        for i, (_, weight) in enumerate(mixture):
+            share = weight / total_weight * sum(taken.values())
+            assert abs(taken[f"source {i}"] - share) <= (len(mixture) + window) * longest + 1

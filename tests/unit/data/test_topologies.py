@@ -12,12 +12,12 @@ ROWS = 480  # of 33 tokens in 8 lanes: the smaller source comes to its third epo
 TOPOLOGIES = [(1, 1), (1, 2), (1, 4), (2, 0), (2, 2), (4, 0), (4, 1), (8, 0)]
 
 
-@pytest.fixture(scope="module")
-def mixed(data: DataConfig) -> DataConfig:
+@pytest.fixture(scope="module", params=["concat", "best_fit"])
+def mixed(data: DataConfig, request: pytest.FixtureRequest) -> DataConfig:
     """Two sources of different size, three parts to one."""
     assert data.valid is not None
     train = {"large": SourceConfig(path=data.train, weight=0.75), "small": SourceConfig(path=data.valid, weight=0.25)}
-    return data.model_copy(update={"train": train, "valid": None, "prefetch": 2})
+    return data.model_copy(update={"train": train, "valid": None, "prefetch": 2, "packing": request.param})
 
 
 @pytest.fixture(scope="module")
