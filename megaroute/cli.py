@@ -110,7 +110,6 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _silence_warnings() -> None:
     """Hide what torch and Megatron-core tell their own developers, once per rank; PYTHONWARNINGS=default shows it."""
     if not sys.warnoptions:
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that write checkpoints
         warnings.simplefilter("ignore")
 
 

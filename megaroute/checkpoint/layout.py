@@ -2,28 +2,40 @@
 
 checkpoints/
   latest                   name of the newest complete checkpoint, replaced in one operation
+  lease.json               which start of the run may write here
   step-00000100/
     complete.json          the marker: written last, removed first; a folder without it is not a checkpoint
     run.json               step, samples, tokens; the model and routing sections; format
     cursor.json            position in the data, free of topology
-    metadata.json, common.pt, .metadata, *.distcp     written by Megatron-core's dist_checkpointing
+    metadata.json, common.pt, .metadata, *.distcp     in the format of Megatron-core's dist_checkpointing
+  step-00000200.partial-*  being written, or left by a writer that was killed
 """
 
-import json
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megaroute.checkpoint.integrity import (
+    FORMAT,
+    MARKER,
+    FileRecord,
+    check_format,
+    damaged,
+    describe,
+    read_json,
+    write_marker,
+)
 from megaroute.common.errors import CheckpointError
 from megaroute.common.files import atomic_write, write_json
 from megaroute.common.log import get_logger
 
-FORMAT = 2
-MARKER = "complete.json"
 RUN = "run.json"
 CURSOR = "cursor.json"
 LATEST = "latest"
+PARTIAL = ".partial-"
 
 log = get_logger(__name__)
 
@@ -46,12 +58,22 @@ class RunRecord:
     """What of the `routing` section decides which weights there are, by dotted key (config.sizes.routing_shape)."""
     layout: str
     """Layout that wrote the checkpoint; any other can load it."""
+    valid_loss: float | None = None
+    """Validation loss at this very step, nats per token; None where there was no validation."""
     format: int = FORMAT
 
 
 def directory(root: Path, step: int) -> Path:
     """Folder of the checkpoint of a step."""
     return root / f"step-{step:08d}"
+
+
+def work_directory(root: Path, step: int, owner: str) -> Path:
+    """Folder in which `owner`, one start of a run, writes the checkpoint of a step before it is one.
+
+    Two starts of a run, of which the older does not know yet that it is, never write into the same folder.
+    """
+    return root / f"{directory(root, step).name}{PARTIAL}{owner}"
 
 
 def is_complete(path: Path) -> bool:
@@ -95,53 +117,17 @@ def resolve(path: Path) -> Path:
 
 def read_run(path: Path) -> RunRecord:
     """The run record of a complete checkpoint; raises CheckpointError when it cannot be read."""
-    value = _read_json(path / RUN)
-    if value.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path / RUN} has format {value.get('format')}, this version of megaroute reads {FORMAT}; "
-            "use the version that wrote the checkpoint (version.json of its run directory)"
-        )
+    value = read_json(path / RUN)
+    check_format(path / RUN, value)
     try:
         return RunRecord(**value)
     except TypeError as error:
-        raise _damaged(path / RUN, str(error).partition("() ")[2]) from error
+        raise damaged(path / RUN, str(error).partition("() ")[2]) from error
 
 
 def read_cursor(path: Path) -> dict[str, Any]:
     """The data cursor of a complete checkpoint, as JSON; raises CheckpointError when it cannot be read."""
-    return _read_json(path / CURSOR)
-
-
-def check_files(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless every file of a complete checkpoint has its full size.
-
-    Finds files that were cut short or lost, as in a copy that broke off; not bytes that changed.
-    """
-    sizes = _read_json(path / MARKER).get("bytes")
-    if not isinstance(sizes, dict):
-        raise _damaged(path / MARKER, "it has no file sizes")
-    for name, size in sizes.items():
-        file = path / name
-        if not file.is_file():
-            raise _damaged(file, "it is missing")
-        if file.stat().st_size != size:
-            raise _damaged(file, f"it has {file.stat().st_size} bytes and was written with {size}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(value, dict):
-        raise _damaged(path, f"it holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _damaged(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file} cannot be read ({reason}), so the checkpoint is damaged; remove its folder to use an older one"
-    )
+    return read_json(path / CURSOR)
 
 
 def check_model(path: Path, model: dict[str, Any], routing: dict[str, Any]) -> None:
@@ -168,16 +154,45 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def finish(path: Path, record: RunRecord, cursor: dict[str, Any]) -> None:
-    """Write the small files of a checkpoint whose tensors are all on disk, the marker last, then move `latest`."""
-    write_json(path / RUN, asdict(record))
-    write_json(path / CURSOR, cursor, indent=None)  # thousands of lanes: no line for each number
-    files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
-    write_json(path / MARKER, {"format": FORMAT, "step": record.step, "bytes": files})
-    atomic_write(path.parent / LATEST, path.name + "\n")
+def leftovers(root: Path) -> list[Path]:
+    """Folders that a writer left which was killed, or is still writing: not checkpoints."""
+    return sorted(path for path in root.glob("step-*") if path.is_dir() and not is_complete(path))
 
 
-def retain(root: Path, keep: int) -> None:
-    """Remove complete checkpoints but the newest `keep`."""
-    for path in complete_checkpoints(root)[:-keep]:
+def finish(
+    path: Path,
+    record: RunRecord,
+    cursor: dict[str, Any],
+    files: Mapping[str, FileRecord] | None = None,
+    work: Path | None = None,
+) -> dict[str, FileRecord]:
+    """Make the folder `path` a checkpoint whose tensors are all on disk, then move `latest`; returns its files.
+
+    Args:
+        files: what is known already of files in the folder; of the others size and checksum are taken here.
+        work: folder in which everything was written; it becomes `path`, in place of what was there.
+    """
+    work = work or path
+    write_json(work / RUN, asdict(record))
+    write_json(work / CURSOR, cursor, indent=None)  # thousands of lanes: no line for each number
+    found = {file.name: file for file in work.iterdir() if file.is_file()}
+    known = files or {}
+    complete = {name: known[name] if name in known else describe(file) for name, file in found.items()}
+    if work != path:
         discard(path)
+        sync_directory(work)
+        os.rename(work, path)
+        sync_directory(path.parent)
+    write_marker(path, record.step, complete)
+    sync_directory(path)
+    atomic_write(path.parent / LATEST, path.name + "\n")
+    return complete
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a folder on disk: a marker must not outlive a loss of power that its neighbours do not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,80 +1,220 @@
 """When checkpoints are written, which stay, and which one a run starts from."""
 
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 
+from megaroute.checkpoint.background import Background, writing
+from megaroute.checkpoint.integrity import total_bytes
 from megaroute.checkpoint.layout import (
     RunRecord,
+    complete_checkpoints,
     directory,
     discard,
     find_latest,
     finish,
+    leftovers,
     read_cursor,
     read_run,
-    retain,
+    work_directory,
 )
-from megaroute.checkpoint.state import load_state, save_state
+from megaroute.checkpoint.lease import Holder, Lease
+from megaroute.checkpoint.retention import Retention
+from megaroute.checkpoint.space import check_space
+from megaroute.checkpoint.state import load_state, state_to_save, together, verify_together
+from megaroute.checkpoint.writer import Share, Staging, Written, describe_tensors, plan, write
+from megaroute.common.errors import CheckpointError
+from megaroute.common.log import get_logger
+from megaroute.config.training import CheckpointConfig
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is complete."""
+
+    path: Path
+    seconds: float
+    """From the call until it was complete."""
+    stall_seconds: float
+    """Of these, the ones in which training stood still."""
+    bytes: int
+    """Of all its files."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is being written."""
+
+    record: RunRecord
+    cursor: dict[str, Any] | None
+    work: Path
+    writing: Background[Written]
+    began: float
+    stall_seconds: float
 
 
 class CheckpointManager:
-    """Checkpoints of one run.  Every method is called by all ranks together."""
+    """Checkpoints of one run.  Every method is called by all ranks together.
+
+    `lease` is rank 0's, where there is one: without it nobody else may write below `root`.
+    """
 
     def __init__(
         self,
         root: Path,
-        keep: int,
-        every: int | None,
+        config: CheckpointConfig,
         chunks: list[GPTModel],
         optimizer: MegatronOptimizer,
         replicas: dist.ProcessGroup,
+        lease: Lease | None = None,
     ) -> None:
-        self.root, self.keep, self.every = root, keep, every
+        self.root, self._config, self._lease = root, config, lease
+        self._retention = Retention(config.keep, config.keep_every, config.keep_best)
         self._chunks, self._optimizer, self._replicas = chunks, optimizer, replicas
+        self._staging = Staging()
+        self._pending: _Pending | None = None
+        self._saved: list[Saved] = []
         self.last: int | None = None
-        """Step of the newest checkpoint that this process wrote or loaded."""
+        """Step of the newest complete checkpoint that this process wrote or loaded."""
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step`."""
-        return self.every is not None and step % self.every == 0
+        every = self._config.every
+        return every is not None and step % every == 0
 
-    def save(self, record: RunRecord, gather_cursor: Callable[[], dict[str, Any] | None]) -> Path:
+    def save(self, record: RunRecord, gather_cursor: Callable[[], dict[str, Any] | None], wait: bool = True) -> Path:
         """Write the checkpoint of `record.step`; returns its folder.
 
         `gather_cursor` is called on all ranks and returns the data cursor on rank 0.  The folder becomes a checkpoint
-        only when every rank's tensors are on disk; older ones are removed only then.
+        only when every rank's tensors are on disk; older ones are removed only then.  Without `wait` the tensors are
+        copied, and written while the caller goes on; `poll` or `drain` completes the checkpoint.
+
+        Raises, on all ranks, CheckpointWriteError when it cannot be written, and LeaseLostError when another start of
+        the run writes here now.
         """
-        path = directory(self.root, record.step)
-        if dist.get_rank() == 0:
-            discard(path)  # what an interrupted writer left
-            path.mkdir(parents=True)
-        dist.barrier()
-        save_state(path, self._chunks, self._optimizer, self._replicas)
+        self.drain()
+        began = time.perf_counter()
+        share = plan(state_to_save(self._chunks, self._optimizer, self._replicas))
         cursor = gather_cursor()
-        dist.barrier()  # rank 0 may declare the checkpoint complete only when every rank has written its part
-        if dist.get_rank() == 0:
-            assert cursor is not None
-            finish(path, record, cursor)
-            retain(self.root, self.keep)
-        dist.barrier()  # no rank starts a later save, or ends, while the marker is not there
-        self.last = record.step
-        return path
+        needed = sum(together(lambda: share.bytes))
+        work = together(lambda: self._begin(record.step, needed))[0]
+        assert work is not None
+        if not wait:
+            share = together(lambda: self._staged(record.step, share), keep=True)[dist.get_rank()]
+        background = Background(lambda: write(share, work, dist.get_rank()), f"checkpoint of step {record.step}")
+        background.start(in_thread=not wait)
+        self._pending = _Pending(record, cursor, work, background, began, time.perf_counter() - began)
+        if wait:
+            self.drain()
+        return directory(self.root, record.step)
+
+    def poll(self) -> list[Saved]:
+        """Complete a checkpoint that every rank has written by now; those completed since the last call."""
+        if self._pending is not None:
+            began = time.perf_counter()
+            done = self._agreed(self._pending.writing.is_done())
+            self._pending.stall_seconds += time.perf_counter() - began
+            if done:
+                self.drain()
+        saved, self._saved = self._saved, []
+        return saved
+
+    def drain(self) -> None:
+        """Wait until nothing is being written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        began = time.perf_counter()
+        try:
+            shares = together(pending.writing.result)
+            written = together(lambda: self._declare(pending, shares))[0]
+        except BaseException:
+            if dist.get_rank() == 0:
+                shutil.rmtree(pending.work, ignore_errors=True)  # or it would fill the disk
+            raise
+        ended = time.perf_counter()
+        self.last = pending.record.step
+        path = directory(self.root, pending.record.step)
+        stall = pending.stall_seconds + ended - began
+        self._saved.append(Saved(path, ended - pending.began, stall, written))
 
     def restore(self) -> tuple[RunRecord, dict[str, Any]] | None:
         """Load the newest complete checkpoint and return its record and data cursor, or None when there is none.
 
-        Rank 0 chooses, so that all ranks load the same one.
+        Rank 0 chooses, so that all ranks load the same one.  A damaged one is passed over with checkpoint.fallback.
         """
-        found = [find_latest(self.root) if dist.get_rank() == 0 and self.root.is_dir() else None]
-        dist.broadcast_object_list(found, src=0)
-        (path,) = found
+        self.drain()
+        path = self._soundest()
         if path is None:
             return None
-        load_state(path, self._chunks, self._optimizer, self._replicas)
+        load_state(path, self._chunks, self._optimizer, self._replicas, verify="off")
         record = read_run(path)
         self.last = record.step
         return record, read_cursor(path)
+
+    def _soundest(self) -> Path | None:
+        """The newest complete checkpoint that is as it was written."""
+        here = dist.get_rank() == 0 and self.root.is_dir()
+        if here:
+            find_latest(self.root)  # says what it passes over
+        candidates = together(lambda: complete_checkpoints(self.root)[::-1] if here else [])[0]
+        for index, path in enumerate(candidates):
+            try:
+                verify_together(path, self._config.verify)
+                return path
+            except CheckpointError as error:
+                if path == candidates[-1] or not self._config.fallback:
+                    raise
+                log.error("%s; checkpoint.fallback is true: trying %s", error, candidates[index + 1])
+        return None
+
+    def _begin(self, step: int, needed: int) -> Path | None:
+        """On rank 0 make the folder to write into."""
+        if dist.get_rank() != 0:
+            return None
+        work = work_directory(self.root, step, Holder.this_process().token)
+        with writing(f"checkpoint of step {step}"):
+            self._check_lease()
+            self.root.mkdir(parents=True, exist_ok=True)
+            for path in leftovers(self.root):
+                discard(path)
+            check_space(self.root, step, needed)
+            work.mkdir()
+        return work
+
+    def _staged(self, step: int, share: Share) -> Share:
+        with writing(f"checkpoint of step {step}"):
+            return self._staging.copy(share)
+
+    def _declare(self, pending: _Pending, shares: list[Written]) -> int:
+        """On rank 0 make what all ranks wrote a checkpoint; returns its bytes."""
+        if dist.get_rank() != 0:
+            return 0
+        record, path = pending.record, directory(self.root, pending.record.step)
+        assert pending.cursor is not None
+        with writing(f"checkpoint of step {record.step}"):
+            files = describe_tensors(pending.work, shares)
+            self._check_lease()
+            files = finish(path, record, pending.cursor, files, pending.work)
+            self._retention.apply(self.root, self._check_lease)
+        return total_bytes(files.values())
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def _agreed(self, done: bool) -> bool:
+        device = next(self._chunks[0].parameters()).device
+        flag = torch.tensor(int(done), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)

@@ -40,5 +40,13 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, or belongs to another model or data stream."""
 
 
+class CheckpointWriteError(MegarouteError):
+    """A checkpoint could not be written: no space, no permission, a broken disk.  The older ones are untouched."""
+
+
+class LeaseLostError(MegarouteError):
+    """Another start of the same run writes its checkpoints now."""
+
+
 class LaunchError(UserError):
     """Processes cannot be started as asked: world size, device, or run directory."""

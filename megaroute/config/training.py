@@ -75,8 +75,23 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one is always written at the end and when the run is asked to stop."""
     keep: PositiveInt = 2
     """Newest complete checkpoints that stay."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints of every so many steps stay for ever; none when not given."""
+    keep_best: NonNegativeInt = 0
+    """Checkpoints with the lowest validation loss that stay; only steps that were validated take part."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory; the last one is always waited for."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run directory, if there is one."""
+    verify: Literal["full", "sizes", "off"] = "full"
+    """What is compared with the checksums before loading: every byte, file sizes, or nothing."""
+    fallback: bool = False
+    """When the newest checkpoint is damaged, go on from the one before instead of refusing."""
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads it
 
 
 class MetricsConfig(Section):

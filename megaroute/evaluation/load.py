@@ -47,7 +47,7 @@ def load_run(path: Path) -> Loaded:
     dims = ParallelDims(tensor=1, data=1, pipeline=1)
     groups = bring_up(dims, config.train.seed)
     (model,) = build_chunks(config, dims, pipeline_rank=0, platform=platform)
-    load_state(checkpoint, [model], None, groups.data_group)
+    load_state(checkpoint, [model], None, groups.data_group, config.checkpoint.verify)
     return Loaded(config, model.eval(), tokenizer, platform, read_run(checkpoint).step)
 
 

@@ -7,13 +7,9 @@ A test pins the version and the number of places per module, so that another rel
 """
 
 import contextlib
-import ctypes
 import importlib
-import multiprocessing
-import signal
 import types
 from collections.abc import Iterator
-from multiprocessing.managers import SyncManager
 from typing import Any
 
 import torch
@@ -37,9 +33,6 @@ PORTED_MODULES = (
     "models.common.embeddings.rotary_pos_embedding",
     "utils",
     "timers",
-    "dist_checkpointing.strategies.filesystem_async",
-    "dist_checkpointing.strategies.state_dict_saver",
-    "dist_checkpointing.strategies.async_utils",
 )
 """Modules of megatron.core of which each broke at least one run on CPU when it was left out."""
 
@@ -56,7 +49,6 @@ def install() -> dict[str, int]:
         _installed = {} if torch.cuda.is_available() else {name: _port_module(name) for name in PORTED_MODULES}
         if _installed:
             _install_rng_tracker()
-            _install_results_queue()
     return _installed
 
 
@@ -142,22 +134,3 @@ def _install_rng_tracker() -> None:
 
     rng._CUDA_RNG_STATE_TRACKER = CpuRNGStatesTracker()
     rng._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
-
-
-def _install_results_queue() -> None:
-    """Give checkpoint writers their queue now, by fork, while this process has no threads of a process group.
-
-    Megatron-core would spawn a process for it at the first save, which takes seconds and some hundred MB per rank
-    because it imports torch anew.  (It spawns because a CUDA context does not survive a fork; there is none here.)
-    """
-    writer: Any = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
-    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
-    manager.start(initializer=_end_with_parent)
-    writer._results_queue = manager.Queue()
-    writer._results_manager = manager  # a manager that nobody refers to shuts down
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, also of SIGKILL (PR_SET_PDEATHSIG, see prctl(2))."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,5 +1,7 @@
 """The loop: the life of a run on one screen."""
 
+import math
+
 from megaroute.common.exit_codes import FINISHED, STOPPED
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
@@ -25,6 +27,7 @@ def run(parts: Parts, observer: Observer) -> int:
             padding = result.totals.padding
             state.advance(result.rows, config.data.sequence_length, result.skipped, padding=padding)
             observer.train(result)
+            _tell_saved(parts, observer)
             if result.skipped:
                 observer.event("alarm", "the update was left out: loss or gradient is not finite")
             _tell(observer, guard.check(state.step - 1, result.totals.wanted, result.totals.dropped))
@@ -37,9 +40,10 @@ def run(parts: Parts, observer: Observer) -> int:
             if _validation_due(parts):
                 validation = validate(parts)
                 observer.valid(validation)
+                state.valid_loss = validation.loss if math.isfinite(validation.loss) else None
                 _tell(observer, guard.check_validation(state.step - 1, validation.density))
             if parts.checkpoints.due(state.step):
-                _save(parts, observer)
+                _save(parts, observer, wait=not config.checkpoint.asynchronous)
         _save(parts, observer)
         if config.data.valid is not None and config.metrics.trace_samples:
             found = trace(parts, config.metrics.trace_samples)
@@ -68,11 +72,20 @@ def _validation_due(parts: Parts) -> bool:
     return every is not None and (step % every == 0 or step == train.steps)
 
 
-def _save(parts: Parts, observer: Observer) -> None:
-    if parts.checkpoints.last == parts.state.step:  # written at this very step already
-        return
-    path = parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts))
-    observer.event("checkpoint", f"saved {path}")
+def _save(parts: Parts, observer: Observer, wait: bool = True) -> None:
+    parts.checkpoints.drain()
+    if parts.checkpoints.last != parts.state.step:  # else written at this very step already
+        parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts), wait)
+    _tell_saved(parts, observer)
+
+
+def _tell_saved(parts: Parts, observer: Observer) -> None:
+    for saved in parts.checkpoints.poll():
+        values = {"seconds": saved.seconds, "stall_seconds": saved.stall_seconds, "bytes": saved.bytes}
+        text = (
+            f"{saved.bytes / 1e6:,.1f} MB in {saved.seconds:.2f} s, {saved.stall_seconds:.2f} s of them without a step"
+        )
+        observer.event("checkpoint", f"saved {saved.path}: {text}", values)
 
 
 def _stop(parts: Parts, observer: Observer) -> int:

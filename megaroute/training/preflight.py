@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
-from megaroute.checkpoint.layout import check_files, check_model, complete_checkpoints, find_latest, read_cursor
+from megaroute.checkpoint.integrity import verify
+from megaroute.checkpoint.layout import check_model, complete_checkpoints, find_latest, read_cursor
+from megaroute.checkpoint.lease import check_free
 from megaroute.common.errors import CheckpointError, LaunchError
 from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
 from megaroute.config.sizes import routing_shape
+from megaroute.config.training import CheckpointConfig
 from megaroute.data.cursor import Cursor
 from megaroute.data.identity import data_identity
 from megaroute.data.verify import check_data
@@ -40,6 +43,7 @@ def _check_checkpoint(config: Config) -> None:
     root = config.run_directory / "checkpoints"
     if not root.is_dir():
         return
+    check_free(root)
     if not config.checkpoint.resume:
         if complete_checkpoints(root):
             raise CheckpointError(
@@ -47,8 +51,21 @@ def _check_checkpoint(config: Config) -> None:
                 "with this one's; choose another run.directory or run.name, or remove that folder"
             )
         return
-    latest = find_latest(root)
+    latest = _newest(root, config.checkpoint)
     if latest is not None:
-        check_files(latest)
         check_model(latest, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
         Cursor.from_json(read_cursor(latest)).continued(data_identity(config.data), config.data.allow_change)
+
+
+def _newest(root: Path, settings: CheckpointConfig) -> Path | None:
+    """The checkpoint to go on from, by sizes: the ranks together look at every byte."""
+    find_latest(root)  # says what is passed over
+    candidates = complete_checkpoints(root)[::-1]
+    for path in candidates:
+        try:
+            verify(path, "off" if settings.verify == "off" else "sizes")
+            return path
+        except CheckpointError:
+            if path == candidates[-1] or not settings.fallback:
+                raise
+    return None

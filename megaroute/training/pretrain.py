@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megaroute.checkpoint.lease import take
+from megaroute.checkpoint.state import together
 from megaroute.common import log as logging
 from megaroute.common.errors import UserError
 from megaroute.config.root import Config
@@ -28,7 +30,7 @@ def main(config: Config) -> int:
 
     Raises UserError on every rank alike when something can be refused before training.
     """
-    platform = device.resolve(config.run.device)
+    platform, lease = device.resolve(config.run.device), None
     rank, world_size = distributed.start(platform, config.run.timeout_s)
     try:
         _prepare(config, rank, world_size)
@@ -36,7 +38,8 @@ def main(config: Config) -> int:
         if rank == 0:
             logging.get_logger().info("%s", first_line(config.run_directory))
         with crash.logged(config.run_directory, rank):
-            parts = setup(config, platform, world_size)
+            lease = together(lambda: take(config.run_directory / "checkpoints") if rank == 0 else None, keep=True)[rank]
+            parts = setup(config, platform, world_size, lease)
             observer = Observer(parts, num_parameters(config.model, config.routing))
             with crash.recorded(config.run_directory, rank):
                 try:
@@ -52,6 +55,8 @@ def main(config: Config) -> int:
         dist.barrier()
         return code
     finally:
+        if lease is not None:
+            lease.release()
         groups.tear_down()
         distributed.stop()
 

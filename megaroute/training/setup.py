@@ -8,6 +8,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megaroute.checkpoint.layout import RunRecord
+from megaroute.checkpoint.lease import Lease
 from megaroute.checkpoint.manager import CheckpointManager
 from megaroute.common.log import get_logger
 from megaroute.config.root import Config
@@ -29,17 +30,17 @@ from megaroute.training.state import TrainState
 log = get_logger(__name__)
 
 
-def setup(config: Config, platform: Platform, world_size: int) -> Parts:
+def setup(config: Config, platform: Platform, world_size: int, lease: Lease | None = None) -> Parts:
     """All parts of the run on `world_size` ranks, restored from the run directory's newest checkpoint if there is one.
 
-    The process group must be up.  Raises UserError when data or checkpoint do not fit the configuration.
+    The process group must be up.  `lease` is rank 0's right to write checkpoints, where it has taken one.  Raises
+    UserError when data or checkpoint do not fit the configuration.
     """
     dims = ParallelDims.from_config(config.parallel, world_size)
     groups = bring_up(dims, config.train.seed)
     chunks = build_chunks(config, dims, groups.pipeline_rank, platform)
     wrapped = wrap(config, chunks)
     optimizer = build_optimizer(config, wrapped)
-    checkpoint = config.checkpoint
     parts = Parts(
         config=config,
         platform=platform,
@@ -55,11 +56,11 @@ def setup(config: Config, platform: Platform, world_size: int) -> Parts:
         token_bytes=_token_bytes(config),
         checkpoints=CheckpointManager(
             config.run_directory / "checkpoints",
-            checkpoint.keep,
-            checkpoint.every,
+            config.checkpoint,
             chunks,
             optimizer,
             groups.data_group,
+            lease,
         ),
         state=TrainState(),
         run_dir=Path(config.run_directory),

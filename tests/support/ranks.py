@@ -31,8 +31,13 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def run_ranks(script: Path, world_size: int, spec: dict, folder: Path, timeout_s: float) -> list[dict]:
-    """Run `script spec.json out.json` on every rank; returns what each wrote.  A rank that hangs is a failure."""
+def run_ranks(
+    script: Path, world_size: int, spec: dict, folder: Path, timeout_s: float, outside_launcher: bool = False
+) -> list[dict]:
+    """Run `script spec.json out.json` on every rank; returns what each wrote.  A rank that hangs is a failure.
+
+    With `outside_launcher` the one rank finds no RANK in its environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps(spec))
     port, processes = free_port(), []
@@ -40,6 +45,8 @@ def run_ranks(script: Path, world_size: int, spec: dict, folder: Path, timeout_s
         for rank in range(world_size):
             command = [sys.executable, str(script), str(folder / "spec.json"), str(folder / f"out-{rank}.json")]
             environment = rank_environment(rank, world_size, port)
+            if outside_launcher:
+                del environment["RANK"]
             with open(folder / f"log-{rank}.txt", "w") as log:
                 processes.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

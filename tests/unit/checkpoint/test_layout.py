@@ -1,12 +1,14 @@
 """What counts as a checkpoint, which one is found, and what is said of damaged ones.  No torch."""
 
+import hashlib
 import json
 import logging
 import shutil
 
 import pytest
 
-from megaroute.checkpoint import layout
+from megaroute.checkpoint import integrity, layout
+from megaroute.checkpoint.integrity import FileRecord
 from megaroute.checkpoint.layout import RunRecord
 from megaroute.common.errors import CheckpointError
 
@@ -54,8 +56,8 @@ def test_finish_makes_a_checkpoint_that_reads_back(write, root):
     assert (root / "latest").read_text() == "step-00000003\n"
     marker = json.loads((path / "complete.json").read_text())
     assert marker["step"] == 3
-    assert marker["bytes"]["weights.distcp"] == 5
-    assert set(marker["bytes"]) == {"weights.distcp", "run.json", "cursor.json"}
+    assert marker["files"]["weights.distcp"] == {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+    assert set(marker["files"]) == {"weights.distcp", "run.json", "cursor.json"}
 
 
 @pytest.mark.parametrize("fails", ["run.json", "cursor.json", "complete.json"])
@@ -71,7 +73,8 @@ def test_marker_is_written_last(monkeypatch, root, write, fails):
             raise OSError("disk full")
         real(file, value, **how)
 
-    monkeypatch.setattr(layout, "write_json", dies)
+    for module in (layout, integrity):
+        monkeypatch.setattr(module, "write_json", dies)
     with pytest.raises(OSError, match="disk full"):
         layout.finish(path, record(2), {})
     assert not layout.is_complete(path)
@@ -163,27 +166,38 @@ def test_discard_removes_everything_and_minds_nothing_that_is_missing(write):
     layout.discard(path)
 
 
-@pytest.mark.parametrize("keep, left", [(1, [30]), (2, [20, 30]), (9, [3, 20, 30])])
-def test_retain_keeps_the_newest_complete_ones(write, root, keep, left):
-    for step in (3, 20, 30, 40):
-        write(step)
-    unfinished = root / "step-00000040"
-    (unfinished / "complete.json").unlink()  # somebody may be writing it
-    layout.retain(root, keep)
-    assert layout.complete_checkpoints(root) == [layout.directory(root, step) for step in left]
-    assert unfinished.is_dir()
+def test_finish_puts_the_folder_it_was_written_in_in_its_place(write, root):
+    old = write(3)
+    work = layout.work_directory(root, 3, "me")
+    work.mkdir()
+    (work / "weights.distcp").write_bytes(b"67890")
+    known = {"weights.distcp": FileRecord(5, "taken while it was written"), "gone": FileRecord(1, "")}
+    files = layout.finish(old, record(3), {}, known, work)
+    assert not work.exists() and layout.complete_checkpoints(root) == [old]
+    assert (old / "weights.distcp").read_bytes() == b"67890"
+    assert files["weights.distcp"].sha256 == "taken while it was written" and "gone" not in files
+
+
+def test_leftovers_are_what_is_not_complete(write, root):
+    write(3)
+    (write(4) / "complete.json").unlink()
+    layout.work_directory(root, 5, "me").mkdir()
+    assert [path.name for path in layout.leftovers(root)] == ["step-00000004", "step-00000005.partial-me"]
 
 
 DAMAGE = [
     ("run.json", "{", r"run.json cannot be read \(Expecting property name"),
     ("run.json", "[1]", r"run.json cannot be read \(it holds a list, not an object\)"),
-    ("run.json", '{"format": 2, "step": 2}', r"run.json cannot be read \(missing 6 required positional arguments"),
-    ("run.json", '{"format": 9}', r"run.json has format 9, this version of megaroute reads 2"),
+    ("run.json", '{"format": 3, "step": 2}', r"run.json cannot be read \(missing 6 required positional arguments"),
+    ("run.json", '{"format": 9}', r"run.json has format 9, this version of megaroute reads 3"),
     ("run.json", None, r"run.json cannot be read \(.*No such file"),
     ("cursor.json", "\x00", r"cursor.json cannot be read \(Expecting value"),
     ("cursor.json", "[1]", r"cursor.json cannot be read \(it holds a list"),
     ("complete.json", "", r"complete.json cannot be read \(Expecting value"),
-    ("complete.json", "{}", r"complete.json cannot be read \(it has no file sizes"),
+    ("complete.json", '{"format": 2, "bytes": {}}', r"complete.json has format 2, this version of megaroute reads 3"),
+    ("complete.json", '{"format": 3}', r"complete.json cannot be read \(it has no sizes and checksums"),
+    ("complete.json", '{"format": 3, "files": {"a": {}}}', r"complete.json cannot be read \(it has no sizes"),
+    ("weights.distcp", "12346", r"weights.distcp cannot be read \(its 5 bytes are not those that were written"),
     ("weights.distcp", "123", r"weights.distcp cannot be read \(it has 3 bytes and was written with 5"),
     ("weights.distcp", None, r"weights.distcp cannot be read \(it is missing"),
 ]
@@ -192,7 +206,7 @@ DAMAGE = [
 @pytest.mark.parametrize("name, content, message", DAMAGE)
 def test_damaged_file_is_one_sentence_with_its_name(write, name, content, message):
     path = write(1)
-    reads = {"run.json": layout.read_run, "cursor.json": layout.read_cursor}.get(name, layout.check_files)
+    reads = {"run.json": layout.read_run, "cursor.json": layout.read_cursor}.get(name, integrity.verify)
     reads(path)
     if content is None:
         (path / name).unlink()

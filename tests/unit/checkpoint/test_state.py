@@ -1,21 +1,32 @@
 """Saving and loading in one process: bit for bit, or refused."""
 
 import shutil
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megaroute.checkpoint import manager as manager_module
-from megaroute.common.errors import CheckpointError
+from megaroute.common.errors import CheckpointError, CheckpointWriteError
 from megaroute.config.load import load_config
+from megaroute.config.training import CheckpointConfig
 from megaroute.optim import build as optim_build
+from megaroute.training.setup import gather_cursor, run_record
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
     assert set(a) == set(b)
     return [name for name in a if not (a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]))]
+
+
+def flip(file: Path, at: int) -> None:
+    """Change one bit of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[at] ^= 1
+    file.write_bytes(raw)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -111,20 +122,58 @@ def test_damaged_checkpoint_is_refused_in_one_sentence(checkpoint, start, tiny, 
     file.unlink()
     if left is not None:
         file.write_bytes(content[: int(len(content) * left)])
-    with pytest.raises(CheckpointError, match="remove its folder to use an older one") as caught:
+    with pytest.raises(CheckpointError, match="remove its folder, to go on from an older one") as caught:
         start(tiny())
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json", "common.pt", "run.json"])
+def test_a_flipped_byte_is_refused_in_one_sentence(checkpoint, start, tiny, name):
+    file = checkpoint / name
+    flip(file, file.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="are not those that were written: their sha256 differs") as caught:
+        start(tiny())
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_is_not_looked_for_where_only_sizes_are_compared(checkpoint, start, tiny):
+    file = checkpoint / "run.json"
+    flip(file, file.read_bytes().index(b'"layout": "') + len('"layout": "'))
+    with pytest.raises(CheckpointError):
+        start(tiny())
+    assert start(tiny("checkpoint.verify=sizes")).resumed_from == 1
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(CheckpointError, match="bytes and was written with"):
+        start(tiny("checkpoint.verify=sizes"))
+    assert start(tiny("checkpoint.verify=off")).resumed_from == 1
+
+
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json", "common.pt"])
-def test_garbage_of_the_right_size_is_refused_in_one_sentence(checkpoint, start, tiny, name):
+def test_garbage_is_refused_in_one_sentence_also_where_nothing_is_compared(checkpoint, start, tiny, name):
     file = checkpoint / name
     file.write_bytes(b"\x07" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match="cannot be loaded into this model") as caught:
-        start(tiny())
+    with pytest.raises(CheckpointError, match="cannot be (read|loaded into this model)") as caught:
+        start(tiny("checkpoint.verify=off"))
     assert str(checkpoint) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_asked_for(checkpoint, start, advance, save, tiny, snapshot):
+    parts = start(tiny())
+    before = snapshot(parts)
+    advance(parts, 1)
+    newest = save(parts)
+    flip(newest / "__0_0.distcp", 5000)
+    with pytest.raises(CheckpointError, match="set checkpoint.fallback=true"):
+        start(tiny())
+    resumed = start(tiny("checkpoint.fallback=true"))
+    assert resumed.resumed_from == 1
+    assert differing(before, snapshot(resumed)) == []
+    flip(checkpoint / "__0_0.distcp", 5000)
+    with pytest.raises(CheckpointError, match="step-00000001"):  # nothing is left to go back to
+        start(tiny("checkpoint.fallback=true"))
 
 
 def test_checkpoint_of_another_shape_is_refused_in_one_sentence(checkpoint, start, tiny):
@@ -142,8 +191,9 @@ def test_the_old_checkpoint_goes_only_when_the_new_one_is_complete(monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(manager_module, "finish", dies)
-        with pytest.raises(OSError):
+        with pytest.raises(CheckpointWriteError, match=r"of step 2 could not be written \(rank 0 on .*disk full\)"):
             save(parts)
+    assert [found for found in checkpoint.parent.iterdir() if found.is_dir()] == [checkpoint]
     resumed = start(tiny("checkpoint.keep=1"))
     assert resumed.resumed_from == 1
     advance(resumed, 1)
@@ -159,7 +209,41 @@ def test_save_replaces_what_an_interrupted_writer_left(checkpoint, start, save, 
     assert start(tiny()).resumed_from == 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_written_beside_training_is_the_one_of_its_step(
+    start, advance, snapshot, tiny, precision, monkeypatch
+):
+    # Weights, moments and counters all change before anything is written.
+    config = tiny(f"train.precision={precision}", "routing.controller.gain=0.1", "checkpoint.keep=9")
+    go_on = threading.Event()
+    original = manager_module.write
+    monkeypatch.setattr(manager_module, "write", lambda *place: (go_on.wait(60), original(*place))[1])
+    parts = start(config)
+    advance(parts, 1)
+    saved = {}
+    for _ in range(2):  # the second copies into the buffers of the first
+        saved[parts.state.step] = snapshot(parts)
+        go_on.clear()
+        parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts), wait=False)
+        assert parts.checkpoints.poll() == [] and parts.checkpoints.last != parts.state.step
+        advance(parts, 1)
+        go_on.set()
+        parts.checkpoints.drain()
+        (done,) = parts.checkpoints.poll()
+        assert done.bytes == sum(file.stat().st_size for file in done.path.iterdir() if file.name != "complete.json")
+        assert 0 < done.stall_seconds < done.seconds
+    resumed = start(config)
+    assert resumed.resumed_from == 2 and differing(saved[2], snapshot(resumed)) == []
+    advance(resumed, 1)
+    assert differing(snapshot(parts), snapshot(resumed)) == []
+    shutil.rmtree(done.path)
+    resumed = start(config)
+    assert resumed.resumed_from == 1 and differing(saved[1], snapshot(resumed)) == []
+
+
 def test_due_counts_steps():
-    manager = manager_module.CheckpointManager(None, 2, 3, [], None, None)
-    assert [step for step in range(1, 8) if manager.due(step)] == [3, 6]
-    assert not manager_module.CheckpointManager(None, 2, None, [], None, None).due(3)
+    def manager(every):
+        return manager_module.CheckpointManager(None, CheckpointConfig(every=every), [], None, None)
+
+    assert [step for step in range(1, 8) if manager(3).due(step)] == [3, 6]
+    assert not manager(None).due(3)

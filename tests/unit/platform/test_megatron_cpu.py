@@ -25,9 +25,6 @@ PLACES = {
     "models.common.embeddings.rotary_pos_embedding": 3,
     "utils": 10,
     "timers": 3,
-    "dist_checkpointing.strategies.filesystem_async": 1,
-    "dist_checkpointing.strategies.state_dict_saver": 2,
-    "dist_checkpointing.strategies.async_utils": 4,
 }
 
 
