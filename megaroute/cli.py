@@ -127,6 +127,26 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _silence_warnings()
+    from megaroute.launch import slurm_env
+
+    slurm_env.set_rank_environment()
+    from megaroute.evaluation import command
+
+    return command.files(
+        model=arguments.model,
+        paths=arguments.bits_per_byte,
+        tensor=arguments.tensor,
+        pipeline=arguments.pipeline,
+        batch=arguments.batch,
+        stride=arguments.stride,
+        limit=arguments.limit,
+        text_field=arguments.text_field,
+        out=arguments.out,
+    )
+
+
 def _write_report(arguments: argparse.Namespace) -> int:
     from megaroute.metrics.report import write_comparison, write_report
 
@@ -167,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config_arguments(pretrain)
     _add_generate(commands)
+    _add_evaluate(commands)
     _add_report(commands)
     return parser
 
@@ -204,6 +225,29 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     generate.add_argument("--top-k", type=_positive, metavar="K", help="choose among the K likeliest (default: all)")
     generate.add_argument("--seed", type=_seed, default=0, metavar="S", help="seed of the choices (default 0)")
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    example = "runs/cpu --bits-per-byte data/valid.jsonl"
+    evaluate = _add(commands, "evaluate", _evaluate, "score a trained model, on one process or several", example)
+    evaluate.add_argument("model", type=Path, metavar="MODEL", help="run directory, or a checkpoint in it")
+    evaluate.add_argument(
+        "--bits-per-byte",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="text to score: JSON lines, Parquet, text",
+    )
+    evaluate.add_argument("--text-field", default="text", metavar="NAME", help="field of the text (default text)")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="score the first N documents only")
+    evaluate.add_argument(
+        "--stride", type=_positive, metavar="N", help="tokens that each window scores (default: half the context)"
+    )
+    evaluate.add_argument("--batch", type=_positive, default=8, metavar="N", help="rows of a forward pass (default 8)")
+    evaluate.add_argument("--tensor", type=_positive, default=1, metavar="N", help="tensor-parallel size (default 1)")
+    evaluate.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="pipeline stages (default 1)")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
 
 
 def _add(

@@ -40,7 +40,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     UserError when the file cannot be written.
     """
     run = RunView.open(run_dir)
-    return _write(Path(out) if out is not None else run.directory / FILE_NAME, render(run))
+    return write_page(Path(out) if out is not None else run.directory / FILE_NAME, render(run))
 
 
 def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -52,7 +52,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path | None = No
     _check_apart(run_dirs)
     comparison = Comparison.of([RunView.open(run_dir) for run_dir in run_dirs])
     beside = comparison.runs[0].directory.resolve().parent / COMPARISON_NAME
-    return _write(Path(out) if out is not None else beside, render_comparison(comparison))
+    return write_page(Path(out) if out is not None else beside, render_comparison(comparison))
 
 
 def _check_apart(run_dirs: Sequence[str | Path]) -> None:
@@ -64,7 +64,8 @@ def _check_apart(run_dirs: Sequence[str | Path]) -> None:
         seen.add(place)
 
 
-def _write(path: Path, page: str) -> Path:
+def write_page(path: Path, page: str) -> Path:
+    """Write a page and return its path.  Raises UserError when the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A token may be half of a surrogate pair, which UTF-8 has no form for.
@@ -76,7 +77,8 @@ def _write(path: Path, page: str) -> Path:
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates of all pages are."""
     environment = Environment(
         loader=PackageLoader("megaroute.metrics"),
         autoescape=True,
@@ -93,7 +95,7 @@ def render(run: RunView) -> str:
     trace = run.trace
     views = [passages.view(trace, passage) for passage in trace.passages] if trace else []
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -123,7 +125,7 @@ def render(run: RunView) -> str:
 def render_comparison(comparison: Comparison) -> str:
     """The page about several runs as HTML; it needs no network and no other file."""
     return (
-        _environment()
+        environment()
         .get_template("compare.html.j2")
         .render(
             names=comparison.names,

@@ -60,6 +60,11 @@ def data_group() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group()
 
 
+def model_group() -> dist.ProcessGroup:
+    """The ranks that hold one replica of the model among them, of all stages and tensor ranks; groups must be up."""
+    return parallel_state.get_model_parallel_group()
+
+
 def tear_down() -> None:
     """End the groups; harmless when there are none.
 

@@ -1,0 +1,69 @@
+"""`megaroute evaluate`: bits per byte of files."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megaroute.common import log
+from megaroute.common.errors import UserError
+from megaroute.common.files import write_json
+from megaroute.evaluation import perplexity
+from megaroute.evaluation.open import open_model
+from megaroute.evaluation.scoring import Scorer
+from megaroute.parallel import groups
+from megaroute.platform import distributed
+
+
+def files(
+    model: Path,
+    paths: list[Path],
+    tensor: int,
+    pipeline: int,
+    batch: int,
+    stride: int | None,
+    limit: int | None,
+    text_field: str,
+    out: Path | None,
+) -> int:
+    """Score text files; rank 0 prints the result as JSON, or writes it to `out`, and says it in a line."""
+    found = perplexity.text_files(paths)
+    check_out(out)
+
+    def score(scorer: Scorer) -> dict[str, Any] | None:
+        return perplexity.bits_per_byte(scorer, found, batch, stride, limit, text_field)
+
+    return _on_ranks(model, tensor, pipeline, score, perplexity.sentence, out)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise UserError when the result could not be written in the end."""
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--out {out} is not a file in a folder that exists, so the result would be lost; name another")
+
+
+def _on_ranks(
+    model: Path,
+    tensor: int,
+    pipeline: int,
+    work: Callable[[Scorer], dict[str, Any] | None],
+    say: Callable[[dict[str, Any]], str],
+    out: Path | None,
+) -> int:
+    log.configure()
+    try:
+        result = work(open_model(model, tensor, pipeline))
+        if result is not None:
+            if out is None:
+                print(json.dumps(result, indent=2))
+            else:
+                write_json(out, result)
+            print(say(result), file=sys.stderr)
+        dist.barrier()
+        return 0
+    finally:
+        groups.tear_down()
+        distributed.stop()

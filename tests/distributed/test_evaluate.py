@@ -1,0 +1,62 @@
+"""An evaluation says the same on any number of ranks and in any batch."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+from megaroute.config.load import load_config
+from megaroute.evaluation.open import open_model
+from megaroute.evaluation.perplexity import bits_per_byte, text_files
+from megaroute.launch.rundir import prepare_run_directory
+
+WORKER = Path(__file__).resolve().parents[1] / "support" / "evaluate_worker.py"
+SENTENCE = "the router reads every token and decides whether a layer is worth its time or not"
+
+
+@pytest.fixture(scope="module")
+def run(start, advance, save, tiny_file, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("evaluated")
+    config = load_config(tiny_file, [f"run.directory={root / 'run'}", "routing.init_logit_std=2", "train.steps=3"])
+    run = prepare_run_directory(config)
+    parts = start(config)
+    advance(parts, 3)
+    save(parts)
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    draw = random.Random(4)
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    texts = [" ".join(draw.choices(SENTENCE.split(), k=draw.randint(1, 60))) for _ in range(11)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(run, texts):
+    return bits_per_byte(open_model(run), text_files([texts]), batch=3)
+
+
+def check(run, texts, alone, folder, world_size, tensor, pipeline, batch):
+    spec = {"run": str(run), "texts": str(texts), "tensor": tensor, "pipeline": pipeline, "batch": batch}
+    first, *others = run_ranks(WORKER, world_size, spec, folder, timeout_s=240)
+    assert others == [None] * (world_size - 1)
+    assert first.pop("layout") == f"tp{tensor} x pp{pipeline} x dp{world_size // tensor // pipeline}"
+    expected = {key: value for key, value in alone.items() if key != "layout"}
+    assert first["density"] == expected["density"]
+    assert first == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("tensor, pipeline, batch", [(1, 1, 2)])
+def test_two_ranks_say_what_one_says(run, texts, alone, tmp_path, tensor, pipeline, batch):
+    check(run, texts, alone, tmp_path, 2, tensor, pipeline, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size, tensor, pipeline", [(2, 2, 1), (2, 1, 2), (3, 1, 1), (4, 2, 2), (4, 1, 2)])
+def test_layout_changes_nothing(run, texts, alone, tmp_path, world_size, tensor, pipeline):
+    check(run, texts, alone, tmp_path, world_size, tensor, pipeline, batch=5)

@@ -1,0 +1,27 @@
+"""One rank of an evaluation test: `python evaluate_worker.py spec.json out.json`.
+
+The spec has the run, the sizes of tensor and pipeline parallelism, and the text files; the output what this rank got.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    import torch.distributed as dist
+
+    from megaroute.evaluation.open import open_model
+    from megaroute.evaluation.perplexity import bits_per_byte, text_files
+    from megaroute.platform import distributed
+
+    spec_file, out_file = map(Path, sys.argv[1:])
+    spec = json.loads(spec_file.read_text())
+    scorer = open_model(Path(spec["run"]), spec["tensor"], spec["pipeline"])
+    out_file.write_text(json.dumps(bits_per_byte(scorer, text_files([Path(spec["texts"])]), spec["batch"])))
+    dist.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
