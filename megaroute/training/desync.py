@@ -152,8 +152,8 @@ def _message(parts: Parts, everybody: list[tuple[str, tuple[dict[str, int], ...]
     sound = f"those of the last check, step {passed}, or earlier" if passed > 0 else "none"
     return (
         f"in step {step} {name} has one value on {sides}{more} (train.desync_every={every}), so the ranks do not train "
-        f"the same model; suspect memory or device of the host that stands alone.  Checkpoints known to be sound: {sound}"
-        "; remove younger ones and start again, without that host if it comes again"
+        f"the same model; suspect memory or device of the host that stands alone.  Checkpoints known to be sound: "
+        f"{sound}; remove younger ones and start again, without that host if it comes again"
     )
 
 

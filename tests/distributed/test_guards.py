@@ -107,12 +107,13 @@ def test_a_rank_that_stalls_is_named_with_its_place_and_all_ranks_end(start):
     assert "hung: nothing has moved" in write_report(group.run).read_text()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_frozen_is_named_by_the_others(start):
     group = start(2, "run.hang_timeout_s=12")
     group.wait_for(lambda: group.steps >= 2)
     group.ranks[1].send_signal(signal.SIGSTOP)
     assert group.ranks[0].wait(120) == HUNG
-    assert re.search(r"rank 1 on \S+ was last heard of 1\d s ago, in step \d+", (group.run / "log.txt").read_text())
+    assert re.search(r"rank 1 on \S+ was last heard of \d+ s ago, in step \d+", (group.run / "log.txt").read_text())
 
 
 def test_a_rank_that_fails_ends_the_others_and_leaves_its_trace(start):
@@ -130,7 +131,9 @@ def test_a_rank_that_fails_ends_the_others_and_leaves_its_trace(start):
     "layout, name",
     [
         pytest.param("parallel.tensor=2", "decoder.layers.2.units.layer.router.weight", id="tensor ranks"),
-        pytest.param("parallel.tensor=1", "decoder.layers.1.mlp.linear_fc2.weight", id="replicas"),
+        pytest.param(
+            "parallel.tensor=1", "decoder.layers.1.mlp.linear_fc2.weight", id="replicas", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_one_flipped_bit_is_found_by_name_and_nothing_is_saved_any_more(start, layout, name):
@@ -168,6 +171,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_sound_run_raises_no_alarm_on_any_layout(corpus, tmp_path):
     ranks = Ranks(write_config(tmp_path, corpus), tmp_path)
     runs = {
@@ -192,7 +196,7 @@ def test_a_warning_to_one_rank_before_torch_is_loaded_stops_all_before_the_first
     group.wait_for(lambda: blocks_usr1(group.ranks[1]))
     group.ranks[1].send_signal(signal.SIGUSR1)
     assert group.codes() == [STOPPED, STOPPED]
-    assert group.steps == 0 and not (group.run / "checkpoints").exists()
+    assert group.steps == 0 and complete_checkpoints(group.run / "checkpoints") == []
     assert group.events("stop")[0].message.startswith("asked to stop before the first step")
 
 
