@@ -93,6 +93,10 @@ def _report_of_unfinished(directory: Path) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from megaroute.training.signals import StopRequest
+
+    stop = StopRequest(joined=False)
+    stop.listen()  # first: to load torch takes seconds, in which a request to stop must be neither deadly nor lost
     from megaroute.config.load import load_config
     from megaroute.launch import devices, local, slurm_env
 
@@ -104,7 +108,10 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         devices.hide_devices(os.environ)
     from megaroute.training import pretrain
 
-    return pretrain.main(config)
+    try:
+        return pretrain.main(config, stop)
+    finally:
+        stop.ignore()
 
 
 def _silence_warnings() -> None:

@@ -14,7 +14,7 @@ checkpoints/
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class RunRecord:
     """Layout that wrote the checkpoint; any other can load it."""
     valid_loss: float | None = None
     """Validation loss at this very step, nats per token; None where there was no validation."""
+    guards: dict[str, Any] = field(default_factory=dict)
+    """What the guards of training remember (training.state.GuardState)."""
     format: int = FORMAT
 
 

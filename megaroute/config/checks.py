@@ -63,7 +63,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 
 
 def _structure(config: Config) -> Problems:
-    for check in (_layers, _shards, _pipeline, _schedule):
+    for check in (_layers, _shards, _pipeline, _schedule, _guards):
         yield from check(config)
 
 
@@ -189,6 +189,27 @@ def _schedule(config: Config) -> Problems:
         yield (
             "optim.decay inverse_square_root scales with the square root of optim.warmup_steps, which is 0; "
             "set optim.warmup_steps to at least 1"
+        )
+
+
+def _guards(config: Config) -> Problems:
+    run, train = config.run, config.train
+    if run.hang_timeout_s is not None and 2 * run.hang_timeout_s > run.timeout_s:
+        yield (
+            f"2 * run.hang_timeout_s {run.hang_timeout_s:g} > run.timeout_s {run.timeout_s}: collectives would give up "
+            "before the watchdog says which rank they wait for; lower run.hang_timeout_s or raise run.timeout_s"
+        )
+    if train.rollback_after is None:
+        return
+    if config.checkpoint.every is None:
+        yield (
+            f"train.rollback_after {train.rollback_after} needs checkpoints to go back to, but checkpoint.every is not "
+            "given; set it"
+        )
+    if train.rollback_after > train.max_nonfinite:
+        yield (
+            f"train.rollback_after {train.rollback_after} > train.max_nonfinite {train.max_nonfinite}: steps that are "
+            "not finite would end the run before they are rolled back; lower the one or raise the other"
         )
 
 

@@ -43,6 +43,23 @@ class RampupConfig(Section):
     """Rows over which the batch grows to train.global_batch."""
 
 
+class SpikeConfig(Section):
+    """Steps whose loss or gradient norm stands out above those before.
+
+    Distances from the median of the window, in standard deviations that are estimated from the median absolute
+    deviation: they hold although earlier spikes are in the window.
+    """
+
+    loss: PositiveFloat | None = 12.0
+    """Standard deviations above the median from which a loss is a spike; the loss is not watched when null."""
+    grad_norm: PositiveFloat | None = None
+    """The same of the gradient norm before clipping."""
+    window: int = Field(default=64, ge=8)
+    """Steps of which median and deviation are taken; nothing is a spike before there are as many."""
+    action: Literal["alarm", "skip"] = "alarm"
+    """`alarm` tells and goes on, `skip` also leaves the update out, on all ranks."""
+
+
 class TrainConfig(Section):
     """Length, batch and arithmetic of the run."""
 
@@ -66,6 +83,16 @@ class TrainConfig(Section):
     """Rows of one validation, always the same ones."""
     max_nonfinite: NonNegativeInt = 8
     """Consecutive steps with a non-finite loss or gradient that are skipped; one more ends the run."""
+    spike: SpikeConfig = SpikeConfig()
+    """Steps that stand out."""
+    rollback_after: PositiveInt | None = None
+    """Consecutive steps that are spikes or not finite after which weights, optimizer and routers go back to the newest
+    checkpoint; steps and data go on, so what was bad is not read again.  Never when null."""
+    max_rollbacks: NonNegativeInt = 2
+    """Rollbacks of one run; where one more would be due the run ends."""
+    desync_every: PositiveInt | None = 100
+    """Steps between comparisons of what ranks hold alike, bit for bit: parameters and routing decisions; null for
+    none."""
 
 
 class CheckpointConfig(Section):
@@ -120,6 +147,9 @@ class RunConfig(Section):
     """Seconds that the ranks of a local launch get to save after a Ctrl-C, before they are killed."""
     timeout_s: PositiveInt = 600
     """Seconds after which a collective that does not complete ends the run."""
+    hang_timeout_s: PositiveFloat | None = 240.0
+    """Seconds without progress (a micro-batch, an update) after which the run ends with exit code 70 and says which
+    rank is behind; set-up, first step and checkpoints get twice as long.  Never when null."""
 
     @field_validator("directory")
     @classmethod

@@ -113,7 +113,11 @@ class LogSink(NullSink):
             f"lr {record.lr:.2e}",
             f"eta {duration(left)}",
         ]
-        if record.skipped_update:
+        for name, deviations in record.spikes.items():
+            parts.append(f"{name} is {deviations:.0f} standard deviations high")
+        if record.skipped_update and not record.nonfinite:
+            parts.append("update skipped")
+        elif record.skipped_update:
             parts.append(f"update skipped: loss or gradient not finite, {record.nonfinite} in a row")
         return parts
 

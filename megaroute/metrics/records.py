@@ -49,9 +49,9 @@ class TrainRecord:
     density: tuple[float, ...]
     """Share of tokens executed, per routed unit."""
     skipped_update: bool
-    """Whether the update was left out because the loss or the gradient was not finite."""
+    """Whether the update was left out: loss or gradient were not finite, or a spike."""
     nonfinite: int
-    """Consecutive updates left out, this one included."""
+    """Consecutive steps whose loss or gradient was not finite, this one included."""
     batch: int
     """Rows of the global batch."""
     flops: Mapping[str, float] = field(default_factory=dict)
@@ -69,6 +69,8 @@ class TrainRecord:
     """How evenly the computed rows lie.  `ranks`: maximum over mean of all ranks; `rank_rows`: rows of each rank,
     [stages][replicas], attention and MLP half a row each, dense layers included; `units`: maximum over mean of the
     replicas, per routed unit; `stages`: mean of each stage's ranks; `stages_max_over_mean`: of these."""
+    spikes: Mapping[str, float] = field(default_factory=dict)
+    """What stood out, `loss` or `grad_norm`, by how many robust standard deviations (train.spike)."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Where the rows came from.  Since the start of the run: `digest`, checksum of the rows, equal at equal `samples`
     for runs that read the same; `tokens` by source; `skipped` slices.  Of this step: `wait_s`, seconds that the replica

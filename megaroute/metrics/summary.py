@@ -218,7 +218,9 @@ def _trust(run: RunView) -> list[Fact]:
     facts = []
     skipped = sum(r.skipped_update for r in run.history.train)
     if skipped:
-        facts.append(Fact("Updates left out", f"{skipped:,}", "their loss or gradient was not finite"))
+        facts.append(
+            Fact("Updates left out", f"{skipped:,}", "their loss or gradient was not finite, or a spike (train.spike)")
+        )
     pairs = overlap(run.history)
     if not pairs:
         return facts

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
@@ -42,6 +43,13 @@ def _join(platform: Platform, timeout_s: int) -> None:
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=platform.backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def any_rank(flag: bool, platform: Platform) -> bool:
+    """Whether `flag` is set on any rank; all of them call it."""
+    sign = torch.tensor(float(flag), device=platform.device)
+    dist.all_reduce(sign, dist.ReduceOp.MAX)
+    return bool(sign)
 
 
 def stop() -> None:

@@ -58,6 +58,7 @@ class Observer:
                 density=totals.density,
                 skipped_update=result.skipped,
                 nonfinite=state.nonfinite,
+                spikes={spike.name: spike.deviations for spike in result.spikes},
                 batch=result.rows,
                 flops=result.flops.parts,
                 rows=totals.rows,

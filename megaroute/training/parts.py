@@ -1,6 +1,6 @@
 """What a run is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from megaroute.parallel.groups import Groups
 from megaroute.platform.device import Platform
 from megaroute.routing.experts import ExpertRouter
 from megaroute.routing.routers import Router
+from megaroute.training.heartbeat import Pulse
 from megaroute.training.state import TrainState
 
 
@@ -48,6 +49,8 @@ class Parts:
     run_dir: Path
     resumed_from: int | None
     """Step of the checkpoint that the run continues, or None for a fresh start."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """What this rank is doing, for its watchdog."""
 
     @property
     def reads_tokens(self) -> bool:

@@ -24,13 +24,16 @@ from megaroute.optim.schedule import Schedule, batch_size
 from megaroute.parallel.dims import ParallelDims
 from megaroute.parallel.groups import bring_up
 from megaroute.platform.device import Platform
+from megaroute.training.heartbeat import Pulse
 from megaroute.training.parts import Parts
-from megaroute.training.state import TrainState
+from megaroute.training.state import GuardState, TrainState
 
 log = get_logger(__name__)
 
 
-def setup(config: Config, platform: Platform, world_size: int, lease: Lease | None = None) -> Parts:
+def setup(
+    config: Config, platform: Platform, world_size: int, lease: Lease | None = None, pulse: Pulse | None = None
+) -> Parts:
     """All parts of the run on `world_size` ranks, restored from the run directory's newest checkpoint if there is one.
 
     The process group must be up.  `lease` is rank 0's right to write checkpoints, where it has taken one.  Raises
@@ -65,7 +68,9 @@ def setup(config: Config, platform: Platform, world_size: int, lease: Lease | No
         state=TrainState(),
         run_dir=Path(config.run_directory),
         resumed_from=None,
+        pulse=pulse or Pulse(),
     )
+    parts.pulse.follow(wrapped)
     return _positioned(parts)
 
 
@@ -91,6 +96,7 @@ def _positioned(parts: Parts) -> Parts:
             record.tokens,
             record.nonfinite,
         )
+        state.guards = GuardState(**record.guards)
         parts = replace(parts, resumed_from=record.step)
     parts = replace(parts, ledger=ledger)
     if parts.reads_tokens:

@@ -9,11 +9,13 @@ import torch
 from megaroute.config.routing_checks import LEARNED_BINARY
 from megaroute.model.flops import StepFlops, training_flops
 from megaroute.routing.experts import ExpertRouter, balance_loss
+from megaroute.training import desync
 from megaroute.training.batches import Micro, cut, mean_targets, sample_numbers
 from megaroute.training.forward import run_schedule
 from megaroute.training.load import Load, load_of
 from megaroute.training.parts import Parts
 from megaroute.training.reduce import Totals, reduce_step
+from megaroute.training.spikes import Spike, judge
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,19 @@ class StepResult:
     lr: float
     rows: int
     skipped: bool
+    """Whether the update was left out."""
+    spikes: tuple[Spike, ...]
+    """What stood out, of a finite step."""
     seconds: float
     flops: StepFlops
     load: Load
     micros: list[Micro]
     """This rank's micro-batches, with the routing records of its stage."""
+
+    @property
+    def nonfinite(self) -> bool:
+        """Whether loss or gradient was not finite."""
+        return self.skipped and not self.spikes
 
     @property
     def executed_flops(self) -> float:
@@ -50,6 +60,7 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
     config, state, groups = parts.config, parts.state, parts.groups
     parts.batch_size.update(state.samples, consistency_check=True)
     micro_batches = parts.batch_size.get()
+    parts.pulse.enter("read", state.step + 1)
     rows = micro_batches * config.train.micro_batch
     batch = parts.stream.take(rows) if parts.stream is not None else None
     samples = sample_numbers(state.samples, rows, groups)
@@ -58,16 +69,22 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
     mean = mean_targets(config, parts.platform, groups, batch)
     micros = cut(config, parts.platform, batch, samples, state.step, budget_scale=scale, mean_tokens=mean)
 
+    parts.pulse.enter("forward and backward")
     lr = parts.schedule.set(state.step + 1)
     for chunk in parts.wrapped:
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     reports = run_schedule(parts, micros, forward_only=False)
+    parts.pulse.enter("sum over ranks")
     totals = reduce_step(parts, micros, reports, stop, batch)
     totals.supply.check(state.step + 1)
     parts.ledger.add(totals.supply.digest, totals.supply.tokens, totals.supply.skipped)
-    grad_norm, skipped = _update(parts, totals)
+    if desync.due(parts):
+        desync.check(parts, micros)
+    parts.pulse.enter("update")
+    grad_norm, skipped, spikes = _update(parts, totals)
     parts.platform.synchronize()
+    parts.pulse.enter("done")
 
     return StepResult(
         totals=totals,
@@ -76,6 +93,7 @@ def run_step(parts: Parts, stop: bool = False) -> StepResult:
         lr=lr,
         rows=rows * groups.dims.data,
         skipped=skipped,
+        spikes=spikes,
         seconds=time.perf_counter() - began,
         flops=_flops(parts, totals),
         load=load_of(config, groups.dims, totals),
@@ -89,16 +107,24 @@ def _flops(parts: Parts, totals: Totals) -> StepFlops:
     return training_flops(config.model, config.routing, totals.positions // length, length, work, totals.dense_pairs)
 
 
-def _update(parts: Parts, totals: Totals) -> tuple[float, bool]:
-    """Clip and update unless loss or gradient is not finite; every rank has the same numbers, so all decide alike."""
+def _update(parts: Parts, totals: Totals) -> tuple[float, bool, tuple[Spike, ...]]:
+    """Clip, and update unless loss or gradient is not finite, or a spike that is to be skipped.
+
+    Every rank has the same numbers, so all decide alike.  Returns gradient norm, whether the update was left out, and
+    spikes.
+    """
     overflow = parts.optimizer.prepare_grads()  # fp16: the loss scale was too large
     clip = parts.config.optim.clip_grad
     grad_norm = float(parts.optimizer.clip_grad_norm(clip) if clip > 0 else parts.optimizer.get_grad_norm())
     if overflow or not totals.finite or not math.isfinite(grad_norm):
-        return grad_norm, True
+        return grad_norm, True, ()
+    settings = parts.config.train.spike
+    spikes = judge(settings, parts.state.guards, totals.loss, grad_norm)
+    if spikes and settings.action == "skip":
+        return grad_norm, True, spikes
     parts.optimizer.step_with_ready_grads()
     _update_routers(parts, totals)
-    return grad_norm, False
+    return grad_norm, False, spikes
 
 
 def _update_routers(parts: Parts, totals: Totals) -> None:
