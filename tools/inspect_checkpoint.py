@@ -108,12 +108,9 @@ def describe_data(checkpoint: Path, rows: int) -> dict[str, Any]:
         name: [entry.name for entry in load_manifest(source.path, key).shards]
         for (name, source), key in zip(data.sources.items(), keys, strict=False)
     }
-    stream = open_stream(data, "train", cursor=cursor)
-    try:
+    with open_stream(data, "train", cursor=cursor) as stream:
         tokenizer = Tokenizer(data.tokenizer)
         following = [_row(stream.next_row(), shards, tokenizer) for _ in range(rows)]
-    finally:
-        stream.close()
     return {
         "samples": cursor.samples,
         "digest": ledger.text,

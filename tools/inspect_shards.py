@@ -72,17 +72,16 @@ def counted(shards: ShardSet, tokenizer: Tokenizer | None) -> Manifest:
 
 def verify(folder: Path, manifest: Manifest, tokenizer: Tokenizer | None) -> Iterator[str]:
     """What is wrong, one sentence each: sizes, checksums, indexes, and with a tokenizer the stored tokens."""
-    shards = ShardSet(folder, manifest, FOLDER)
-    for number, entry in enumerate(tqdm(manifest.shards, unit="shard", disable=None)):
-        try:
-            check_shard(folder, entry, FOLDER, full=True)
-            if build_index(folder / entry.name).tolist() != load_index(folder, entry, FOLDER).tolist():
-                yield f"{folder / entry.index} is not the index of its shard; write both anew, or copy them again"
-            if tokenizer is not None:
-                yield from _verify_tokens(shards, number, tokenizer)
-        except DamagedShard as error:
-            yield str(error)
-    shards.close()
+    with ShardSet(folder, manifest, FOLDER) as shards:
+        for number, entry in enumerate(tqdm(manifest.shards, unit="shard", disable=None)):
+            try:
+                check_shard(folder, entry, FOLDER, full=True)
+                if build_index(folder / entry.name).tolist() != load_index(folder, entry, FOLDER).tolist():
+                    yield f"{folder / entry.index} is not the index of its shard; write both anew, or copy them again"
+                if tokenizer is not None:
+                    yield from _verify_tokens(shards, number, tokenizer)
+            except DamagedShard as error:
+                yield str(error)
 
 
 def _verify_tokens(shards: ShardSet, number: int, tokenizer: Tokenizer) -> Iterator[str]:
@@ -167,17 +166,16 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"error: {sentence}", file=sys.stderr)
         print(f"{folder}: {len(wrong)} faults in {len(manifest.shards)} shards, {manifest.documents:,} documents")
         return DataError.exit_code if wrong else 0
-    shards = ShardSet(folder, manifest, FOLDER)
-    if arguments.show is not None or arguments.id is not None:
-        chosen = [place_of(manifest, arguments.show)] if arguments.id is None else find(shards, arguments.id)
-        for place in chosen:
-            shown = record(shards, place, tokenizer)
-            print(json.dumps(shown, ensure_ascii=False)) if arguments.json else show(shown)
-    elif arguments.json:
-        print(counted(shards, tokenizer).model_dump_json(indent=2))
-    else:
-        print(*listing(counted(shards, tokenizer)), sep="\n")
-    shards.close()
+    with ShardSet(folder, manifest, FOLDER) as shards:
+        if arguments.show is not None or arguments.id is not None:
+            chosen = [place_of(manifest, arguments.show)] if arguments.id is None else find(shards, arguments.id)
+            for place in chosen:
+                shown = record(shards, place, tokenizer)
+                print(json.dumps(shown, ensure_ascii=False)) if arguments.json else show(shown)
+        elif arguments.json:
+            print(counted(shards, tokenizer).model_dump_json(indent=2))
+        else:
+            print(*listing(counted(shards, tokenizer)), sep="\n")
     return 0
 
 

@@ -11,7 +11,7 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -94,6 +94,12 @@ class ShardSet:
         self._store = open_store(folder, key, remote, cache)
         self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()  # least recently used first
         self._files: OrderedDict[int, io.BufferedReader] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def read(self, shard: int, document: int) -> str:
         """Text of one document."""

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -73,6 +73,12 @@ class Stream:
             self._rows = RowWorkers(recipe, first, dp_size, mine, timeout_s=data.worker_timeout_s, **options)
         else:
             self._rows = RowMaker(recipe, first, dp_size, mine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def take(self, count: int) -> Batch:
         """The replica's next `count` rows; every replica must take as many, for together they are consecutive.

@@ -33,6 +33,6 @@ def unigram_bits_per_byte(data: DataConfig, vocab_size: int, train_rows: int, va
 
 
 def _chunks(stream: Stream, rows: int) -> Iterator[np.ndarray]:
-    for first in range(0, rows, CHUNK):
-        yield stream.take(min(CHUNK, rows - first)).ids
-    stream.close()
+    with stream:
+        for first in range(0, rows, CHUNK):
+            yield stream.take(min(CHUNK, rows - first)).ids

@@ -62,9 +62,8 @@ def score(parts: Parts, rows: int) -> tuple[list[Micro], list[dict[str, torch.Te
     groups, config = parts.groups, parts.config
     batch = None
     if parts.reads_tokens:
-        stream = open_stream(config.data, "valid", groups.data_rank, groups.dims.data)
-        batch = stream.take(rows)
-        stream.close()
+        with open_stream(config.data, "valid", groups.data_rank, groups.dims.data) as stream:
+            batch = stream.take(rows)
     mean = mean_targets(config, parts.platform, groups, batch)
     micros = cut(config, parts.platform, batch, sample_numbers(0, rows, groups), parts.state.step, mean_tokens=mean)
     for chunk in parts.wrapped:

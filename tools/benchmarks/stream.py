@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import sentencepiece
 
 from benchmarks.common import cpu_name, no_collection
 from benchmarks.corpus import make_corpus
-from megaroute.config.data import DataConfig
+from megaroute.config.data import DataConfig, SourceConfig
 from megaroute.data.cursor import Cursor, merge_parts
 from megaroute.data.manifest import MANIFEST_NAME, load_manifest
 from megaroute.data.shards import ShardSet
 from megaroute.data.stream import Stream, open_stream
 
 CHUNK = 64  # rows in memory at a time
+MOST_ROWS = 8192  # timed; a larger corpus is read in part
+PLACES = (0.01, 0.5, 0.99)
+"""Shares of an epoch after which a run is resumed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocab-size", type=int, default=8192, help="pieces of a tokenizer that is made (default 8192)"
     )
     parser.add_argument("--max-bytes", type=int, default=8_000_000, help="text of a corpus that is made (default 8 MB)")
+    parser.add_argument(
+        "--mixture", type=_weight, nargs="+", metavar="NAME=WEIGHT", help="folders of --corpus instead of train/"
+    )
+    parser.add_argument("--packing", choices=["concat", "best_fit"], default="concat", help="(%(default)s)")
     parser.add_argument("--sequence-length", type=int, default=1024, help="tokens of a row (default 1024)")
     parser.add_argument("--lanes", type=int, default=64, help="virtual lanes (default 64)")
     parser.add_argument("--turns", type=int, default=3, help="repetitions, of which the median counts (default 3)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    return name, float(weight)
 
 
 def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -53,24 +66,29 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    if not (folder / "train" / MANIFEST_NAME).exists():
+    mixture = arguments.mixture or [("train", 1.0)]
+    if not arguments.mixture and not (folder / "train" / MANIFEST_NAME).exists():
         make_corpus(folder, arguments.vocab_size, arguments.max_bytes)
     data = DataConfig(
-        train=folder / "train",
+        train={name: SourceConfig(path=folder / name, weight=weight) for name, weight in mixture},
+        packing=arguments.packing,
         tokenizer=folder / "tokenizer.model",
         sequence_length=arguments.sequence_length,
         lanes=arguments.lanes,
     )
     texts = _texts(data)
     rows = max(2 * data.lanes, sum(map(len, texts)) // 4 // data.sequence_length)
+    rows = min(rows, MOST_ROWS)
     return {
         "benchmark": "stream",
         "sequence_length": data.sequence_length,
         "lanes": data.lanes,
+        "packing": data.packing,
         "documents": len(texts),
         "mean_characters": statistics.mean(map(len, texts)),
         **_throughput(data, texts, rows, arguments.turns),
-        **_resume(data, rows),
+        **_shares(data, rows),
+        **_resume(data),
         "worker_scaling": _scaling(data, rows, arguments.workers),
         "device": cpu_name(),
         "cores": os.cpu_count(),
@@ -79,12 +97,23 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _texts(data: DataConfig) -> list[str]:
-    (source,) = data.sources.values()
-    shards = ShardSet(source.path, load_manifest(source.path))
-    entries = enumerate(shards.manifest.shards)
-    texts = [shards.read(number, i) for number, entry in entries for i in range(entry.documents)]
-    shards.close()
+    texts = []
+    for source in data.sources.values():
+        with ShardSet(source.path, load_manifest(source.path)) as shards:
+            entries = enumerate(shards.manifest.shards)
+            texts += [shards.read(number, i) for number, entry in entries for i in range(entry.documents)]
     return texts
+
+
+def _shares(data: DataConfig, rows: int) -> dict[str, Any]:
+    """What the first rows are made of: share of each source in their tokens, and of padding in their positions."""
+    tokens: Counter[str] = Counter()
+    with open_stream(data, "train") as stream:
+        for first in range(0, rows, CHUNK):
+            tokens.update(stream.take(min(CHUNK, rows - first)).tokens)
+    total = sum(tokens.values())
+    shares = {name: round(count / total, 4) for name, count in sorted(tokens.items())}
+    return {"rows": rows, "shares": shares, "padding": 1 - total / (rows * (data.sequence_length + 1))}
 
 
 def _throughput(data: DataConfig, texts: list[str], rows: int, turns: int) -> dict[str, float]:
@@ -116,22 +145,22 @@ def _consume(stream: Stream, rows: int) -> int:
     return rows
 
 
-def _resume(data: DataConfig, rows: int) -> dict[str, float]:
-    """Cost of going on from a cursor: early and late in the run, per lane, first row of each lane included."""
-    stream = open_stream(data, "train")
+def _resume(data: DataConfig) -> dict[str, Any]:
+    """Cost of going on from a cursor, per lane, first row of each lane included, at PLACES of the epoch of all text."""
+    epoch = sum(load_manifest(source.path).tokens or 0 for source in data.sources.values()) // data.sequence_length
     found = {}
-    for place, count in (("early", data.lanes), ("late", rows)):
-        _consume(stream, count)
-        cursor = _cursor(stream, stream.samples)
-        found[place] = _resume_from(data, cursor)
-    stream.close()
+    with open_stream(data, "train") as stream:
+        for place in PLACES:
+            _consume(stream, max(data.lanes, round(place * epoch) - stream.samples))
+            cursor = _cursor(stream, stream.samples)
+            found[f"{place:.0%}"] = _resume_from(data, cursor)
     state = json.dumps(cursor.to_json()).encode()
-    early, late = found["early"], found["late"]
+    middle = found[f"{PLACES[1]:.0%}"]
     return {
-        "resume_ms": late["ms"],
-        "resume_ms_early": early["ms"],
-        "resume_open_ms": late["open_ms"],
-        "bytes_read_on_resume": late["bytes"],
+        "resume_ms": middle["ms"],
+        "resume_ms_by_place": {place: cost["ms"] for place, cost in found.items()},
+        "resume_open_ms": middle["open_ms"],
+        "bytes_read_on_resume": middle["bytes"],
         "state_bytes": len(state) / data.lanes,
         "state_bytes_compressed": len(zlib.compress(state)) / data.lanes,
     }
