@@ -14,6 +14,7 @@ from megaroute.data.build import build_shards
 from megaroute.data.documents import Document
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.data.tokenizer_training import train_tokenizer
+from megaroute.launch.rundir import prepare_run_directory
 
 SENTENCE = "the router reads every token and decides whether a layer is worth its time or not"
 
@@ -159,3 +160,15 @@ def snapshot() -> Callable[[Any], dict[str, Any]]:
         return found
 
     return snapshot
+
+
+@pytest.fixture(scope="session")
+def trained_run(start: Any, advance: Any, save: Any, tiny_file: Path, tmp_path_factory: Any) -> Path:
+    """The tiny model after 12 steps.  Not to be changed; `copied_run` may be."""
+    root = tmp_path_factory.mktemp("trained")
+    config = load_config(tiny_file, [f"run.directory={root / 'run'}", "train.steps=12"])
+    run = prepare_run_directory(config)
+    parts = start(config)
+    advance(parts, 12)
+    save(parts)
+    return run

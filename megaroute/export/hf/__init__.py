@@ -1,0 +1,1 @@
+"""Model code that travels with exported weights.  Its modules need torch and transformers, and nothing of megaroute."""

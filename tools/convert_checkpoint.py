@@ -1,0 +1,108 @@
+"""From a checkpoint to a Hugging Face model, and from a Hugging Face model to a checkpoint.
+
+Every conversion compares the logits of both models on text, and a greedy continuation, before it says that it is done.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything here is local; before transformers is imported
+
+from megaroute.common.errors import MegarouteError, UserError
+from megaroute.common.pipes import quietly
+
+GIB = 2**30
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ways = parser.add_subparsers(dest="way", required=True)
+    to_hf = ways.add_parser("to-hf", help="write a checkpoint as a transformers model")
+    to_hf.add_argument("checkpoint", type=Path, help="checkpoint, folder of checkpoints, or run directory (its newest)")
+    to_hf.add_argument("out", type=Path, help="folder to make; it must not exist or be empty")
+    to_hf.add_argument(
+        "--shard-gib", type=float, default=4.0, metavar="N", help="largest size of one file of weights (%(default)s)"
+    )
+    _add_check(to_hf)
+    return parser.parse_args(argv)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text to compare both models on (default: our own)")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare the models, which takes memory for each of them in turn"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; the exit status."""
+    return quietly(lambda: _run(parse_arguments(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        _quiet_transformers()
+        return _to_hf(arguments)
+    except MegarouteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        _stop()
+
+
+def _quiet_transformers() -> None:
+    try:
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"a conversion needs transformers, which cannot be imported ({error}); pip install 'megaroute[export]'"
+        ) from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _stop() -> None:
+    """What a check of a checkpoint started."""
+    from megaroute.parallel import groups
+    from megaroute.platform import distributed
+
+    groups.tear_down()
+    distributed.stop()
+
+
+def _to_hf(arguments: argparse.Namespace) -> int:
+    from megaroute.evaluation.logit_gate import check_export
+    from megaroute.export.to_hf import to_hf
+
+    text = _text(arguments)
+    check = None if arguments.no_check else lambda source, folder: check_export(source, folder, text)
+    done = to_hf(arguments.checkpoint, arguments.out, int(arguments.shard_gib * GIB), check)
+    reason = f" ({done.why_not_llama}, so not as a plain Llama model)" if done.why_not_llama else ""
+    print(f"{arguments.out}: {done.class_name}{reason}, {done.bytes / 1e6:,.1f} MB of weights")
+    print(_verdict(done.found))
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> str | None:
+    if arguments.text is None:
+        return None
+    try:
+        return str(arguments.text.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--text {arguments.text} cannot be read as text ({error}); give another file") from error
+
+
+def _verdict(found: dict[str, object]) -> str:
+    if not found:
+        return "not checked (--no-check): whether it is the same model is not known"
+    return (
+        f"checked in float32 on {found['tokens']} tokens: logits differ by at most {found['max_difference']:.1e}, "
+        f"greedy continuation of {found['continuation']} tokens identical"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
