@@ -193,8 +193,10 @@ def _add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     example = "runs/cpu --prompt 'def main' --tokens 80"
-    generate = _add(commands, "generate", _generate, "continue a text with the newest checkpoint of a run", example)
-    generate.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    generate = _add(commands, "generate", _generate, "continue a text with a trained model", example)
+    generate.add_argument(
+        "run", type=Path, metavar="RUN", help="run directory (its newest checkpoint), checkpoint, or exported model"
+    )
     generate.add_argument("--prompt", required=True, help="text to continue")
     generate.add_argument("--tokens", type=_positive, default=64, metavar="N", help="tokens to add (default 64)")
     generate.add_argument(

@@ -11,7 +11,7 @@ from megaroute.checkpoint.state import load_state
 from megaroute.config.parallel import ParallelConfig
 from megaroute.config.root import Config
 from megaroute.data.tokenizer import Tokenizer
-from megaroute.export.source import open_source
+from megaroute.export.source import Source, open_source
 from megaroute.model.build import build_chunks
 from megaroute.parallel.dims import ParallelDims
 from megaroute.parallel.groups import bring_up
@@ -51,7 +51,11 @@ def load_run(path: Path) -> Loaded:
 
     Raises UserError when there is no complete checkpoint, or the tokenizer is not the one it was trained with.
     """
-    source = open_source(path)
+    return load_native(open_source(path))
+
+
+def load_native(source: Source) -> Loaded:
+    """The model of an opened checkpoint."""
     config = _alone(source.config)
     platform = device.resolve(config.run.device)
     distributed.start(platform)

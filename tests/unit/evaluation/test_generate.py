@@ -1,5 +1,7 @@
 """Choosing a token, and text from a trained checkpoint."""
 
+import importlib.util
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,10 @@ from megaroute import cli
 from megaroute.common.errors import CheckpointError, ConfigError
 from megaroute.config.routing import RoutingConfig
 from megaroute.evaluation import generate as generate_module
+from megaroute.evaluation.decoders import CachedDecoder, PlainDecoder, open_decoder
 from megaroute.evaluation.generate import choose, generate
 from megaroute.evaluation.load import load_run
+from megaroute.launch.rundir import prepare_run_directory
 from megaroute.model.microbatch import micro_batch
 from megaroute.routing.context import RoutingContext
 
@@ -67,13 +71,36 @@ def loaded(trained_run):
     return load_run(trained_run)
 
 
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    """The same model as a folder for transformers."""
+    pytest.importorskip("transformers", reason="cached decoding wants pip install 'megaroute[export]'")
+    from megaroute.export.to_hf import to_hf
+
+    out = tmp_path_factory.mktemp("exported") / "model"
+    to_hf(trained_run, out, 2**30, None)
+    return out
+
+
+@pytest.fixture(params=["plain", "cached", "exported"])
+def decoder(request, loaded, trained_run):
+    """The model read in one of three ways."""
+    if request.param == "plain":
+        return PlainDecoder(loaded)
+    pytest.importorskip("transformers", reason="cached decoding wants pip install 'megaroute[export]'")
+    found = open_decoder(request.getfixturevalue("exported") if request.param == "exported" else trained_run)
+    assert isinstance(found, CachedDecoder)
+    return found
+
+
 def test_text_is_a_function_of_the_seed(loaded):
-    texts = [generate(loaded, PROMPT, 12, temperature=1.0, seed=seed)[0] for seed in (1, 1, 2)]
+    decoder = PlainDecoder(loaded)
+    texts = [generate(decoder, PROMPT, 12, temperature=1.0, seed=seed)[0] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_greedy_text_is_the_argmax_of_the_plain_forward_pass(loaded):
-    ids, layers = generate(loaded, PROMPT, 8, temperature=0)
+def test_greedy_text_is_the_argmax_of_the_plain_forward_pass(loaded, decoder):
+    ids, layers = generate(decoder, PROMPT, 8, temperature=0)
     assert len(ids) == len(layers) == 8
     context = [loaded.tokenizer.eod, *loaded.tokenizer.encode(PROMPT)]
     for chosen, executed in zip(ids, layers, strict=True):
@@ -88,7 +115,7 @@ def test_greedy_text_is_the_argmax_of_the_plain_forward_pass(loaded):
 
 def test_model_has_learned_what_its_text_says(loaded):
     # Random weights would give ids of pieces that the corpus hardly has.
-    ids, _ = generate(loaded, PROMPT, 20, temperature=0)
+    ids, _ = generate(PlainDecoder(loaded), PROMPT, 20, temperature=0)
     assert set(loaded.tokenizer.decode(ids)) <= set("abcdefghijklmnopqrstuvwxyz ")
 
 
@@ -104,7 +131,7 @@ def test_model_has_learned_what_its_text_says(loaded):
 def test_branches_count_half_a_layer(loaded, routing, layers):
     config = loaded.config.model_copy(update={"routing": RoutingConfig(**routing)})
     other = replace(loaded, config=config, model=model_of(config))
-    assert generate_module._last_logits(other, [loaded.tokenizer.eod, 5, 6])[1] == layers
+    assert PlainDecoder(other).next([loaded.tokenizer.eod, 5, 6])[1] == layers
 
 
 def test_within_documents_a_prompt_is_served_as_it_was_trained(loaded):
@@ -113,44 +140,59 @@ def test_within_documents_a_prompt_is_served_as_it_was_trained(loaded):
         update={"data": loaded.config.data.model_copy(update={"attend_across_documents": False})}
     )
     text, other = loaded.tokenizer.encode(PROMPT), [5, 6, 7, 8, loaded.tokenizer.eod]
-    served, _ = generate_module._last_logits(replace(loaded, config=config), [loaded.tokenizer.eod, *text])
+    served, _ = PlainDecoder(replace(loaded, config=config)).next([loaded.tokenizer.eod, *text])
     starts = torch.tensor([0] * 5 + [5] * len(text), dtype=torch.int32)[:, None]
     with torch.no_grad():
         tokens = torch.tensor([[*other, *text]])
         packed = micro_batch(tokens.shape[1], RoutingContext(), starts)
         trained = loaded.model(tokens, None, None, packed_seq_params=packed)[0, -1]
     torch.testing.assert_close(served, trained.float(), rtol=1e-4, atol=1e-4)
-    across, _ = generate_module._last_logits(loaded, [loaded.tokenizer.eod, *text])
+    across, _ = PlainDecoder(loaded).next([loaded.tokenizer.eod, *text])
     assert (across - served).abs().max() > 1e-2
 
 
-def test_context_keeps_the_last_tokens_that_fit(monkeypatch, loaded):
-    contexts = []
-    real = generate_module._last_logits
+def test_full_context_drops_its_first_quarter_and_reads_the_rest_again(loaded, decoder):
+    """Whatever is cached, the logits are those of a full forward pass over what is left of the text."""
+    if isinstance(decoder, PlainDecoder):
+        pytest.skip("it reads the last 32 tokens each time")
+    text = [*loaded.tokenizer.encode(PROMPT * 10)][:50]
+    for count, kept in [(30, 30), (31, 31), (32, 32), (33, 24), (34, 25), (41, 32), (42, 24)]:
+        logits, _ = decoder.next(text[:count])
+        expected, _ = PlainDecoder(loaded).next(text[count - kept : count])
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert decoder.cache_size().tokens == 24
 
-    def spy(model, context):
-        contexts.append(context)
-        return real(model, context)
 
-    monkeypatch.setattr(generate_module, "_last_logits", spy)
-    prompt = PROMPT * 10
-    ids, _ = generate(loaded, prompt, 3, temperature=0)
-    text = [*loaded.tokenizer.encode(prompt), *ids]
-    assert contexts == [text[-32 - left : -left] for left in (3, 2, 1)]
+def test_long_prompt_is_read_from_its_end(loaded, decoder):
+    text = loaded.tokenizer.encode(PROMPT * 10)
+    expected, _ = PlainDecoder(loaded).next(text[-32:])
+    torch.testing.assert_close(decoder.next(text)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cache_is_counted_beside_that_of_a_dense_model_of_the_same_cost(decoder):
+    generate(decoder, PROMPT, 5, temperature=0)
+    size = decoder.cache_size()
+    if isinstance(decoder, PlainDecoder):
+        assert size is None
+        return
+    layers = decoder._cache.layers
+    assert size.bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert (size.layers, size.effective_layers) == (4, 1 + 3 * 0.5)
+    assert size.effective_bytes == round(size.bytes * 2.5 / 4)
 
 
 def test_end_of_document_ends_the_text(monkeypatch, loaded):
     ends = iter([5, 6, loaded.tokenizer.eod, 7])
     monkeypatch.setattr(generate_module, "choose", lambda *_: next(ends))
-    assert generate(loaded, PROMPT, 10, temperature=0)[0] == [5, 6]
+    assert generate(PlainDecoder(loaded), PROMPT, 10, temperature=0)[0] == [5, 6]
 
 
 def test_id_without_a_piece_is_never_chosen(monkeypatch, loaded):
     # The embedding has 320 rows and the tokenizer 300 pieces.
     high = torch.full((320,), -1.0)
     high[310] = 9.0
-    monkeypatch.setattr(generate_module, "_last_logits", lambda *_: (high, 0))
-    ids, _ = generate(loaded, PROMPT, 3, temperature=0)
+    monkeypatch.setattr(PlainDecoder, "next", lambda *_: (high, 0))
+    ids, _ = generate(PlainDecoder(loaded), PROMPT, 3, temperature=0)
     assert all(chosen < loaded.tokenizer.vocab_size for chosen in ids)
 
 
@@ -203,16 +245,33 @@ def test_place_that_is_not_there_is_refused(tmp_path):
         load_run(tmp_path / "nowhere")
 
 
-def test_command_prints_prompt_text_and_cost(monkeypatch, capsys, loaded, trained_run):
-    monkeypatch.setattr(generate_module, "load_run", lambda _: loaded)
+@pytest.mark.parametrize("place", ["run", "export"])
+def test_command_prints_prompt_text_and_cost(monkeypatch, capsys, request, loaded, trained_run, place):
     # The process group and the logger serve other tests too.
     monkeypatch.setattr(generate_module.groups, "tear_down", lambda: None)
     monkeypatch.setattr(generate_module.distributed, "stop", lambda: None)
     monkeypatch.setattr(generate_module.log, "configure", lambda: None)
-    words = ["generate", str(trained_run), "--prompt", PROMPT, "--tokens", "5", "--temperature", "0"]
+    path = request.getfixturevalue("exported") if place == "export" else trained_run
+    words = ["generate", str(path), "--prompt", PROMPT, "--tokens", "5", "--temperature", "0"]
     assert cli.main(words) == 0
     shown = capsys.readouterr()
-    ids, layers = generate(loaded, PROMPT, 5, temperature=0)
+    ids, layers = generate(PlainDecoder(loaded), PROMPT, 5, temperature=0)
     assert shown.out == PROMPT + loaded.tokenizer.decode(ids) + "\n"
     executed = sum(layers) / 5
     assert f"5 tokens, each executed {executed:.2f} of 4 layers on average" in shown.err
+    if importlib.util.find_spec("transformers"):
+        assert re.search(r"cache: [\d,]+ bytes for \d+ tokens; a dense model of .*, 2.5 layers, has [\d,]+$", shown.err)
+
+
+def test_router_that_needs_the_whole_text_is_decoded_without_a_cache(start, save, tiny):
+    config = tiny("routing.router=moe", "routing.unit=mlp", "train.steps=1")
+    prepare_run_directory(config)
+    save(start(config))
+    assert isinstance(open_decoder(config.run_directory), PlainDecoder)
+
+
+def test_other_models_are_not_guessed_at(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    with pytest.raises(CheckpointError, match="holds a GPT2LMHeadModel, and only Mega"):
+        open_decoder(tmp_path)
