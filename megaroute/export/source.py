@@ -26,8 +26,8 @@ class Source:
 def open_source(path: Path) -> Source:
     """The newest checkpoint of a run directory, or the one named.
 
-    Raises UserError when there is no complete checkpoint, files of it are not those that were written, the
-    configuration is that of another model, or the tokenizer is not the one it was trained with.
+    Raises UserError when there is no complete checkpoint, files of it are damaged, the configuration is that of
+    another model, or the tokenizer is not the one it was trained with.
     """
     checkpoint = resolve(path)
     config = load_config(checkpoint.parent.parent / "config.yaml")
