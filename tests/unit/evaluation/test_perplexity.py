@@ -128,12 +128,17 @@ def test_stride_beyond_the_context_is_refused(scorer, text_file):
 
 
 @pytest.fixture
-def in_this_process(monkeypatch, scorer):
-    """The command with the process group and logger of the other tests."""
-    monkeypatch.setattr(command, "open_model", lambda *_: scorer)
+def kept_groups(monkeypatch):
+    """The process group and the logger serve other tests too."""
     monkeypatch.setattr(command.groups, "tear_down", lambda: None)
     monkeypatch.setattr(command.distributed, "stop", lambda: None)
     monkeypatch.setattr(command.log, "configure", lambda: None)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, scorer, kept_groups):
+    """The command on the model of the other tests."""
+    monkeypatch.setattr(command, "open_model", lambda *_: scorer)
 
 
 def test_command_prints_json_and_a_line(in_this_process, capsys, scorer, text_file, tmp_path):
@@ -154,6 +159,6 @@ def test_result_that_could_not_be_written_is_refused_before_any_work(in_this_pro
     assert "is not a file in a folder that exists" in capsys.readouterr().err
 
 
-def test_place_without_a_checkpoint_is_refused(one_process, capsys, text_file, tmp_path):
+def test_place_without_a_checkpoint_is_refused(one_process, kept_groups, capsys, text_file, tmp_path):
     assert cli.main(["evaluate", str(tmp_path / "none"), "--bits-per-byte", str(text_file)]) == 2
     assert "does not exist; name a run directory" in capsys.readouterr().err
