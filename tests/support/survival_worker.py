@@ -2,15 +2,19 @@
 
 Imports once, then forks a process for every start of the run, which trains from its newest checkpoint to the end.  A
 start with a number n kills itself with SIGKILL just before its n-th operation on files below `checkpoints`, as the
-interpreter announces them to audit hooks, or after n seconds.  Starts without a number end; their losses are written.
+interpreter announces them to audit hooks, or after n seconds.  Random moments are within the time that a whole run
+takes here; a run that ends before its moment is recorded with its losses, and the next one begins from nothing.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +88,39 @@ def main() -> None:
     from megaroute.config.load import load_config
     from megaroute.training import pretrain  # noqa: F401  imported once, for all starts
 
-    root = load_config(Path(spec["config"]), spec["overrides"]).run_directory / "checkpoints"
-    draw = random.Random(1)
-    kills = [{"before": number} for number in spec["before"]]
-    kills += [{"after_s": draw.uniform(0.0, spec["within_s"])} for _ in range(spec["random"])]
-    starts = []
-    for kill in [*kills, {}]:
+    run = load_config(Path(spec["config"]), spec["overrides"]).run_directory
+
+    def recorded(**kill: Any) -> dict[str, Any]:
         code = start(spec, out_file, **kill)
-        starts.append({**kill, "code": code, "complete": state_of(root)})
+        losses = losses_of(run) if code == 0 else None
+        return {**kill, "code": code, "complete": state_of(run / "checkpoints"), "losses": losses}
+
+    starts = [recorded(before=number) for number in spec["before"]]
+    starts += randomly_killed(spec["random"], run, recorded)
+    starts.append(recorded())
     out_file.write_text(json.dumps(starts))
+
+
+def randomly_killed(times: int, run: Path, recorded: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+    """Starts until so many were killed, of as many runs as that takes."""
+    if not times:
+        return []
+    draw, starts = random.Random(1), []
+    began = time.monotonic()
+    recorded()
+    length = time.monotonic() - began
+    shutil.rmtree(run)
+    while sum(each["code"] != 0 for each in starts) < times:
+        starts.append(recorded(after_s=draw.uniform(0.0, length)))
+        if starts[-1]["code"] == 0:
+            shutil.rmtree(run)
+    return starts
+
+
+def losses_of(run: Path) -> list[float]:
+    from megaroute.metrics.history import read_history
+
+    return [record.loss for record in read_history(run / "metrics.jsonl").train]
 
 
 if __name__ == "__main__":
