@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(start, advance, save, 
     parts = start(config)
     advance(parts, 2)
     save(parts)
-    saved, state = snapshot(parts), replace(parts.state)
+    saved, state = snapshot(parts), deepcopy(parts.state)
     losses = [result.totals.loss for result in advance(parts, 2)]
     resumed = start(config)
     assert resumed.resumed_from == 2 and resumed.state == state
