@@ -113,7 +113,7 @@ def test_a_rank_that_is_frozen_is_named_by_the_others(start):
     group.wait_for(lambda: group.steps >= 2)
     group.ranks[1].send_signal(signal.SIGSTOP)
     assert group.ranks[0].wait(120) == HUNG
-    assert re.search(r"rank 1 on \S+ was last heard of \d+ s ago, in step \d+", (group.run / "log.txt").read_text())
+    assert re.search(r"rank 1 on \S+ was last heard of \d+ s ago, in ", (group.run / "log.txt").read_text())
 
 
 def test_a_rank_that_fails_ends_the_others_and_leaves_its_trace(start):
