@@ -46,9 +46,9 @@ class StopRequest:
         assert self._thread.ident is not None
         signal.pthread_kill(self._thread.ident, signal.SIGUSR1)
         self._thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # first: a signal that still waits must find our handler
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def __enter__(self) -> Self:
         self.listen()

@@ -25,6 +25,20 @@ def test_signal_sets_the_request_and_does_nothing_else(number):
         wait_for(lambda: stop.requested)
 
 
+def test_a_signal_that_is_still_waiting_at_the_end_is_not_deadly():
+    script = """
+import os, signal, time
+from megaroute.training.signals import StopRequest
+for _ in range(300):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while not stop.requested:
+            pass
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
 def test_handlers_and_mask_return_also_after_an_error():
     def now():
         return [signal.getsignal(number) for number in STOP_SIGNALS], signal.pthread_sigmask(signal.SIG_BLOCK, ())
