@@ -14,7 +14,7 @@ from types import ModuleType
 if not sys.warnoptions:  # Megatron-core tells its own developers, while imported, what it does without
     warnings.simplefilter("ignore")
 
-from benchmarks import checksum, exchange, layer, quality, step, stream
+from benchmarks import checkpoint, checksum, exchange, layer, quality, step, stream
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "quality": quality,
     "stream": stream,
     "checksum": checksum,
+    "checkpoint": checkpoint,
 }
 
 

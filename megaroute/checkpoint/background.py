@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """One call, in a thread or at once; its result or error waits for who asks."""
+    """One call that begins now, in a thread, or ends now, without; its result or error waits for who asks.
 
-    def __init__(self, work: Callable[[], T], what: str) -> None:
+    `what` is being written, for the sentence.
+    """
+
+    def __init__(self, work: Callable[[], T], what: str, in_thread: bool) -> None:
         self._work, self._what = work, what
-        self._thread: threading.Thread | None = None
         self._result: T | None = None
         self._error: MegarouteError | None = None
-
-    def start(self, in_thread: bool) -> None:
-        """Begin; without a thread, also end."""
-        if not in_thread:
+        self._thread: threading.Thread | None = None
+        if in_thread:
+            self._thread = threading.Thread(target=self._run, name="checkpoint writer")
+            self._thread.start()
+        else:
             self._run()
-            return
-        self._thread = threading.Thread(target=self._run, name="checkpoint writer")
-        self._thread.start()
 
     def is_done(self) -> bool:
         """Whether `result` returns at once."""

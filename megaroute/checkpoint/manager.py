@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,38 @@ class _Pending:
     record: RunRecord
     cursor: dict[str, Any] | None
     work: Path
-    writing: Background[Written]
+    beside: bool
+    """Whether training goes on meanwhile."""
     began: float
-    stall_seconds: float
+    writing: Background[Written]
+    declaring: Background[int] | None = None
+    """Begins when all ranks have written."""
+    stall_seconds: float = 0.0
+    """Until `halted`."""
+    halted: float | None = None
+    """Since when training stands still for it; None while it goes on."""
+
+    def halt(self) -> None:
+        """Training stands still from now on, if it does not yet."""
+        if self.halted is None:
+            self.halted = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Training goes on."""
+        assert self.halted is not None
+        self.stall_seconds += time.perf_counter() - self.halted
+        self.halted = None
+
+
+@contextmanager
+def _removed_on_failure(work: Path) -> Iterator[None]:
+    """What was written so far would fill the disk."""
+    try:
+        yield
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 class CheckpointManager:
@@ -103,49 +133,59 @@ class CheckpointManager:
         the run writes here now.
         """
         self.drain()
-        began = time.perf_counter()
+        began, what = time.perf_counter(), f"checkpoint of step {record.step}"
         share = plan(state_to_save(self._chunks, self._optimizer, self._replicas))
         cursor = gather_cursor()
         needed = sum(together(lambda: share.bytes))
         work = together(lambda: self._begin(record.step, needed))[0]
         assert work is not None
-        if not wait:
-            share = together(lambda: self._staged(record.step, share), keep=True)[dist.get_rank()]
-        background = Background(lambda: write(share, work, dist.get_rank()), f"checkpoint of step {record.step}")
-        background.start(in_thread=not wait)
-        self._pending = _Pending(record, cursor, work, background, began, time.perf_counter() - began)
+        with _removed_on_failure(work):
+            if not wait:
+                share = together(lambda: self._staged(what, share), keep=True)[dist.get_rank()]
+            background = Background(lambda: write(share, work, dist.get_rank()), what, in_thread=not wait)
+        self._pending = _Pending(record, cursor, work, not wait, began, background, halted=began)
         if wait:
             self.drain()
+        else:
+            self._pending.go_on()
         return directory(self.root, record.step)
 
     def poll(self) -> list[Saved]:
-        """Complete a checkpoint that every rank has written by now; those completed since the last call."""
-        if self._pending is not None:
-            began = time.perf_counter()
-            done = self._agreed(self._pending.writing.is_done())
-            self._pending.stall_seconds += time.perf_counter() - began
-            if done:
-                self.drain()
+        """Go on with a checkpoint that is being written; returns those that were completed since the last call.
+
+        When every rank has written its part, rank 0 begins to declare it complete; when that is done, it is.
+        """
+        pending = self._pending
+        if pending is not None:
+            pending.halt()
+            if self._agreed((pending.declaring or pending.writing).is_done()):
+                self._advance(pending)
+            pending.go_on()
         saved, self._saved = self._saved, []
         return saved
 
     def drain(self) -> None:
         """Wait until nothing is being written."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        began = time.perf_counter()
-        try:
-            shares = together(pending.writing.result)
-            written = together(lambda: self._declare(pending, shares))[0]
-        except BaseException:
-            if dist.get_rank() == 0:
-                shutil.rmtree(pending.work, ignore_errors=True)  # or it would fill the disk
-            raise
-        ended = time.perf_counter()
+        while self._pending is not None:
+            self._pending.halt()
+            self._pending.beside = False
+            self._advance(self._pending)
+
+    def _advance(self, pending: _Pending) -> None:
+        """Wait for what is going on, and begin the next: after writing declaring, after that nothing."""
+        self._pending = None
+        with _removed_on_failure(pending.work):
+            if pending.declaring is None:
+                shares = together(pending.writing.result)
+                what = f"checkpoint of step {pending.record.step}"
+                pending.declaring = Background(lambda: self._declare(pending, shares), what, pending.beside)
+                self._pending = pending
+                return
+            written = together(pending.declaring.result)[0]
         self.last = pending.record.step
-        path = directory(self.root, pending.record.step)
-        stall = pending.stall_seconds + ended - began
+        path, ended = directory(self.root, pending.record.step), time.perf_counter()
+        assert pending.halted is not None
+        stall = pending.stall_seconds + ended - pending.halted
         self._saved.append(Saved(path, ended - pending.began, stall, written))
 
     def restore(self) -> tuple[RunRecord, dict[str, Any]] | None:
@@ -192,8 +232,8 @@ class CheckpointManager:
             work.mkdir()
         return work
 
-    def _staged(self, step: int, share: Share) -> Share:
-        with writing(f"checkpoint of step {step}"):
+    def _staged(self, what: str, share: Share) -> Share:
+        with writing(what):
             return self._staging.copy(share)
 
     def _declare(self, pending: _Pending, shares: list[Written]) -> int:
@@ -202,11 +242,10 @@ class CheckpointManager:
             return 0
         record, path = pending.record, directory(self.root, pending.record.step)
         assert pending.cursor is not None
-        with writing(f"checkpoint of step {record.step}"):
-            files = describe_tensors(pending.work, shares)
-            self._check_lease()
-            files = finish(path, record, pending.cursor, files, pending.work)
-            self._retention.apply(self.root, self._check_lease)
+        files = describe_tensors(pending.work, shares)
+        self._check_lease()
+        files = finish(path, record, pending.cursor, files, pending.work)
+        self._retention.apply(self.root, self._check_lease)
         return total_bytes(files.values())
 
     def _check_lease(self) -> None:

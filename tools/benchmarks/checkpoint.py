@@ -1,0 +1,156 @@
+"""How long saving and loading a checkpoint take, and for how long training stands still: `tools/bench.py checkpoint`.
+
+A row per number of ranks, which are replicas of one model and share its optimizer state.  `save_seconds` is a save that
+is waited for.  `stall_seconds` is what ranks wait for a save beside training: the copy, and declaring it complete; they
+idle meanwhile, so processors that training would use are the writer's.  `stall_share` is the ratio of the two, and
+`load_seconds` has the check of every byte in it.  Medians of --repeat after a first save of each kind.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import set_num_threads
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.common import environment
+from megaroute.checkpoint.layout import RunRecord
+from megaroute.checkpoint.manager import CheckpointManager, Saved
+from megaroute.config.load import load_config
+from megaroute.config.root import Config
+from megaroute.model.build import build_chunks
+from megaroute.optim.build import build_optimizer, wrap
+from megaroute.parallel import groups
+from megaroute.parallel.dims import ParallelDims
+from megaroute.platform import device, distributed
+
+CONFIG = Path(__file__).resolve().parents[2] / "pretrain_configs" / "debug" / "cpu.yaml"
+POLL_S = 0.05
+"""Seconds between two looks whether a save is complete, as between two steps."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, as it travels to the ranks."""
+
+    ranks: int
+    hidden: int
+    layers: int
+    precision: Literal["fp32", "bf16"]
+    device: Literal["auto", "cpu"]
+    repeat: int
+    folder: str
+
+    def config(self) -> Config:
+        """A model of the shape asked for.  Raises ConfigError when it does not fit."""
+        overrides = {
+            "run.device": self.device,
+            "model.num_layers": self.layers,
+            "model.hidden_size": self.hidden,
+            "model.num_attention_heads": 1,
+            "model.num_kv_heads": 1,
+            "model.ffn_hidden_size": 3 * self.hidden,
+            "model.vocab_size": 8192,
+            "train.precision": self.precision,
+            "checkpoint.keep": 1,
+        }
+        return load_config(CONFIG, [f"{key}={value}" for key, value in overrides.items()])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `tools/bench.py checkpoint`."""
+    parser.add_argument("--ranks", default="1,2,4", metavar="N,..", help="numbers of ranks (%(default)s)")
+    parser.add_argument("--hidden", type=int, default=768, metavar="H", help="width (%(default)s)")
+    parser.add_argument("--layers", type=int, default=8, metavar="L", help="layers (%(default)s)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="(%(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu"], default="cpu", help="(%(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="saves, of which the median (%(default)s)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="disk to write to (the one of temporary files)")
+
+
+def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per number of ranks.  Raises ConfigError for a shape that does not fit."""
+    rows = []
+    for ranks in map(int, arguments.ranks.split(",")):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            setting = Setting(
+                ranks,
+                arguments.hidden,
+                arguments.layers,
+                arguments.precision,
+                arguments.device,
+                arguments.repeat,
+                folder,
+            )
+            setting.config()
+            results = get_context("spawn").SimpleQueue()
+            spawn(_rank_main, (setting, _free_port(), results), nprocs=ranks)
+            rows.append(results.get())
+    return rows
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _rank_main(rank: int, setting: Setting, port: int, results: Any) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": setting.ranks, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    set_num_threads(max(1, (os.cpu_count() or 1) // setting.ranks))
+    platform = device.resolve(setting.device)
+    distributed.start(platform)
+    config, dims = setting.config(), ParallelDims(1, setting.ranks, 1)
+    group = groups.bring_up(dims, seed=1).data_group
+    chunks = build_chunks(config, dims, 0, platform)
+    optimizer = build_optimizer(config, wrap(config, chunks))
+    manager = CheckpointManager(Path(setting.folder), config.checkpoint, chunks, optimizer, group)
+    row = _measure(manager, setting.repeat)
+    if rank == 0:
+        parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+        about = {"benchmark": "checkpoint", "ranks": setting.ranks, "parameters": parameters}
+        results.put({**about, "precision": setting.precision, **row, **environment(platform)})
+    dist.barrier()
+    groups.tear_down()
+    distributed.stop()
+
+
+def _measure(manager: CheckpointManager, repeat: int) -> dict[str, Any]:
+    record = RunRecord(0, 0, 0, 0, {}, {}, "")
+    waited, beside = [], []
+    for step in range(repeat + 1):
+        waited.append(_save(manager, replace(record, step=2 * step + 1), wait=True))
+        beside.append(_save(manager, replace(record, step=2 * step + 2), wait=False))
+    loads = []
+    for _ in range(repeat):
+        dist.barrier()
+        began = time.perf_counter()
+        manager.restore()
+        loads.append(time.perf_counter() - began)
+    save = statistics.median(saved.seconds for saved in waited[1:])
+    stall = statistics.median(saved.stall_seconds for saved in beside[1:])
+    return {
+        "bytes": waited[-1].bytes,
+        "save_seconds": save,
+        "stall_seconds": stall,
+        "stall_share": stall / save,
+        "beside_seconds": statistics.median(saved.seconds for saved in beside[1:]),
+        "load_seconds": statistics.median(loads),
+    }
+
+
+def _save(manager: CheckpointManager, record: RunRecord, wait: bool) -> Saved:
+    dist.barrier()
+    manager.save(record, dict, wait)
+    while not (saved := manager.poll()):
+        time.sleep(POLL_S)
+    return saved[0]
