@@ -62,7 +62,7 @@ def load_native(source: Source) -> Loaded:
     dims = ParallelDims(tensor=1, data=1, pipeline=1)
     groups = bring_up(dims, config.train.seed)
     (model,) = build_chunks(config, dims, pipeline_rank=0, platform=platform)
-    load_state(source.checkpoint, [model], None, groups.data_group, verify="off")  # the source is verified
+    load_state(source.checkpoint, [model], None, groups.data_group, config.checkpoint.verify)
     return Loaded(config, model.eval(), source.tokenizer, platform, source.record.step)
 
 

@@ -31,7 +31,7 @@ def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
     dims = ParallelDims.from_config(config.parallel, world_size)
     groups = bring_up(dims, config.train.seed)
     (model,) = build_chunks(config, dims, groups.pipeline_rank, platform)
-    load_state(source.checkpoint, [model], None, groups.data_group, verify="off")  # the source is verified
+    load_state(source.checkpoint, [model], None, groups.data_group, config.checkpoint.verify)
     return Scorer(config, groups, model.eval(), source.tokenizer, source.checkpoint)
 
 

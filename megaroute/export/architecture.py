@@ -23,8 +23,8 @@ def why_not_exportable(config: Config) -> str | None:
     routing = config.routing
     if routing.router == "moe":
         return (
-            "routing.router moe: the capacity of an expert is one of a whole sample, so what becomes of a token "
-            "depends on later ones, which cached decoding does not have; export another router"
+            "routing.router moe: the exported model code has no experts; `megaroute generate` and `megaroute evaluate` "
+            "run it from the checkpoint"
         )
     if routing.router == "mod" and not routing.mod.predictor:
         return (

@@ -18,10 +18,11 @@ from megaroute.export.source import Source
 def load_model(source: Source, device: torch.device) -> Any:
     """The model with its weights as they are stored, ready for inference on `device`.
 
-    Dense models are computed by the same code here, whatever class they are exported as.  Raises ConfigError when the
-    model cannot be exported.
+    Dense models are computed by the same code here, whatever class they are exported as.  Raises UserError when the
+    model cannot be exported, or files of the checkpoint are not those that were written.
     """
     check_exportable(source.config)
+    source.verify()
     settings = model_settings(
         source.config, OURS, source.record.step, source.tokenizer.vocab_size, source.tokenizer.eod
     )

@@ -22,17 +22,23 @@ class Source:
     record: RunRecord
     tokenizer: Tokenizer
 
+    def verify(self) -> None:
+        """Compare its files with their checksums, as checkpoint.verify says; raises CheckpointError.
+
+        For who reads tensors in one process: `checkpoint.state.load_state` does it itself, dealt to all ranks.
+        """
+        verify(self.checkpoint, self.config.checkpoint.verify)
+
 
 def open_source(path: Path) -> Source:
     """The newest checkpoint of a run directory, or the one named.
 
-    Raises UserError when there is no complete checkpoint, files of it are damaged, the configuration is that of
+    Its tensors are not looked at.  Raises UserError when there is no complete checkpoint, the configuration is that of
     another model, or the tokenizer is not the one it was trained with.
     """
     checkpoint = resolve(path)
     config = load_config(checkpoint.parent.parent / "config.yaml")
     check_model(checkpoint, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
-    verify(checkpoint, config.checkpoint.verify)
     tokenizer = Tokenizer(config.data.tokenizer)
     _check_tokenizer(checkpoint, tokenizer)
     return Source(checkpoint, config, read_run(checkpoint), tokenizer)

@@ -53,6 +53,7 @@ def to_hf(checkpoint: Path, out: Path, shard_bytes: int, check: Check | None) ->
     source = open_source(checkpoint)
     config = source.config
     check_exportable(config)
+    source.verify()
     reader = CheckpointReader(source.checkpoint)
     wanted = list(pieces(config.model, config.routing))
     entries = [entry for piece in wanted for entry in _entries(piece, reader)]
