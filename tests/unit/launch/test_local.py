@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,13 +25,15 @@ DEEPSPEED += ["--num_accelerators", "2", "--no_local_rank", "--master_port"]
 class SupervisedRun:
     """Two ranks under the supervisor, and what to ask about them."""
 
-    def __init__(self, folder: Path, behaviour: str, launcher: list[str], grace_s: float) -> None:
+    def __init__(self, folder: Path, behaviour: str, launcher: list[str], grace_s: float, nohup: bool) -> None:
         self.folder = folder
         command = [sys.executable, *launcher, str(SCRIPTS / "rank.py"), str(folder), behaviour]
         supervise = [sys.executable, str(SCRIPTS / "supervise.py"), str(grace_s), *command]
         paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        self.supervisor = subprocess.Popen(supervise, env=environment, start_new_session=True)
+        # Whether a hang-up is ignored is inherited, also from who started the tests.
+        hangup = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+        self.supervisor = subprocess.Popen(supervise, env=environment, start_new_session=True, preexec_fn=hangup)
         self.everybody: list[psutil.Process] = []
 
     def wait_until_up(self) -> None:
@@ -62,8 +65,10 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 def start(tmp_path):
     runs: list[SupervisedRun] = []
 
-    def start_run(behaviour: str, launcher: list[str] = STANDIN, grace_s: float = 60) -> SupervisedRun:
-        runs.append(SupervisedRun(tmp_path, behaviour, launcher, grace_s))
+    def start_run(
+        behaviour: str, launcher: list[str] = STANDIN, grace_s: float = 60, nohup: bool = False
+    ) -> SupervisedRun:
+        runs.append(SupervisedRun(tmp_path, behaviour, launcher, grace_s, nohup))
         return runs[-1]
 
     yield start_run
@@ -81,6 +86,15 @@ def test_ranks_save_and_stop_when_the_supervisor_is_asked(start, number, status)
     assert run.status() == status
     assert run.saved() == [0, 1]
     assert run.survivors() == []
+
+
+def test_hangup_that_is_ignored_stays_so(start):
+    run = start("save", nohup=True)
+    run.wait_until_up()
+    run.supervisor.send_signal(signal.SIGHUP)
+    run.supervisor.send_signal(signal.SIGINT)
+    assert run.status() == 130  # the interrupt was the first request
+    assert run.saved() == [0, 1]
 
 
 def test_helper_that_outlives_its_rank_is_neither_waited_for_nor_left_behind(start):
