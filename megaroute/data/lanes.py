@@ -1,4 +1,4 @@
-"""A lane: a sequential machine that reads its own slices and packs their tokens into rows.
+"""A lane: a sequential machine that reads its own slices and packs their tokens into rows, each of one source.
 
 Of the endless sequence of slices of each source, lane v of V reads places v, v + V, v + 2V, ..  Of the endless sequence
 of rows it makes the same places: row g belongs to lane g % V.  So every slice of every epoch is read by one lane, once,
@@ -13,13 +13,12 @@ import numpy as np
 
 from megaroute.common.errors import DamagedShard, DataError
 from megaroute.common.log import get_logger
+from megaroute.data.mixture import furthest_behind, rows_ahead
 from megaroute.data.order import Order
 from megaroute.data.packing import Packing
 from megaroute.data.rows import PADDING, LaneState, Opened, Position, Row, Skip, Span, row_digest
 
 log = get_logger(__name__)
-
-WEYL = 2654435769  # 2^32 over the golden ratio: its multiples fill the circle evenly, however many there are
 
 
 class TokenSource(Protocol):
@@ -80,27 +79,30 @@ class Lane:
     ) -> None:
         self.number, self.lanes, self.length = number, lanes, length
         self._sources = {source.name: source for source in sources}
-        self._share = {source.name: source.weight / sum(s.weight for s in sources) for source in sources}
+        total = sum(source.weight for source in sources)
+        self._shares = tuple(source.weight / total for source in sources)
+        self._ahead = [rows * length for rows in rows_ahead(self._shares, number)]
         self._packing, self._budget = packing, skip_budget
         state = state or LaneState()
         self._made, self._skipped = state.made, list(state.skipped)
         self._at = {name: state.sources.get(name, Position()) for name in self._sources}
         self._slices: dict[str, tuple[int, tuple[int, int, np.ndarray]]] = {}
-        self._to_open = state.open
-        self._open: list[_Open] = []
+        self._to_open = {name: [place for place in state.open if place.source == name] for name in self._sources}
+        self._open: dict[str, list[_Open]] = {name: [] for name in self._sources}
 
     def next(self) -> Row:
         """The lane's next row.  Raises DamagedShard when a document is lost and may not be skipped."""
+        name = self._next_source()
         ids = np.full(self.length, PADDING, np.int32)
         spans: list[Span] = []
         filled = 0
         while filled < self.length:
-            self._hold_ready()
-            left = [document.left for document in self._open]
+            ready = self._hold_ready(name)
+            left = [document.left for document in ready]
             piece = self._packing.next_piece(left, self.length - filled, self.length)
             if piece is None:
                 break
-            span, part = self._take(piece.number, piece.tokens)
+            span, part = self._take(name, piece.number, piece.tokens)
             ids[filled : filled + span.tokens] = part
             filled += span.tokens
             spans.append(span)
@@ -110,34 +112,41 @@ class Lane:
         return Row(sample, self.number, ids, tuple(spans), self._state(), digest)
 
     def _state(self) -> LaneState:
-        opened = tuple(document.place._replace(offset=document.offset) for document in self._open)
-        return LaneState(self._made, dict(self._at), opened, tuple(self._skipped))
+        opened: list[Opened] = []
+        for name in self._sources:
+            opened += self._to_open[name]
+            opened += [document.place._replace(offset=document.offset) for document in self._open[name]]
+        return LaneState(self._made, dict(self._at), tuple(opened), tuple(self._skipped))
 
-    def _take(self, index: int, count: int) -> tuple[Span, np.ndarray]:
-        """The next `count` tokens of an open document."""
-        document = self._open[index]
+    def _take(self, name: str, index: int, count: int) -> tuple[Span, np.ndarray]:
+        """The next `count` tokens of an open document of the source."""
+        document = self._open[name][index]
         offset = document.offset
         document.offset += count
         if not document.left:
-            del self._open[index]
-        name = document.place.source
+            del self._open[name][index]
         self._at[name] = self._at[name]._replace(taken=self._at[name].taken + count)
         span = Span(name, document.epoch, document.shard, document.number, offset, count)
         return span, document.ids[offset : offset + count]
 
-    def _hold_ready(self) -> None:
-        for place in self._to_open:
-            document = self._read(place)
-            if document is not None:
-                self._open.append(document)
-        self._to_open = ()
-        while len(self._open) < self._packing.depth:
-            self._open.append(self._next_document())
+    def _next_source(self) -> str:
+        """The source of the next row."""
+        names = list(self._sources)
+        tokens = [ahead + self._at[name].taken for name, ahead in zip(names, self._ahead, strict=True)]
+        return names[furthest_behind(self._shares, tokens, self.length)]
 
-    def _next_document(self) -> _Open:
-        """The next document of the source that is furthest behind its share, slice after slice, for ever."""
+    def _hold_ready(self, name: str) -> list[_Open]:
+        """As many open documents of the source as the packing chooses from, the oldest first."""
+        ready = self._open[name]
+        ready += filter(None, map(self._read, self._to_open[name]))
+        self._to_open[name] = []
+        while len(ready) < self._packing.depth:
+            ready.append(self._next_document(name))
+        return ready
+
+    def _next_document(self, name: str) -> _Open:
+        """The next document of a source, slice after slice, for ever."""
         while True:
-            name = self._furthest_behind()
             at = self._at[name]
             if at.document >= len(self._slice(name, at.slice)[2]):
                 self._at[name] = at._replace(slice=at.slice + 1, document=0)
@@ -146,26 +155,6 @@ class Lane:
             if document is not None:
                 self._at[name] = at._replace(document=at.document + 1)
                 return document
-
-    def _furthest_behind(self) -> str:
-        """Shares exact in tokens, without a random number; of equals, the first name."""
-        has = {name: at.taken for name, at in self._at.items()}
-        for document in self._open:
-            has[document.place.source] += document.left
-        total = sum(has.values()) + 1
-        if total == 1:
-            return self._first_source()
-        return max(has, key=lambda name: self._share[name] * total - has[name])
-
-    def _first_source(self) -> str:
-        """Lanes begin with different sources, as many with each as its share: otherwise they would go in step, and
-        a batch would be of one source."""
-        phase = self.number * WEYL % 2**32 / 2**32
-        for name, share in self._share.items():
-            phase -= share
-            if phase < 0:
-                return name
-        return list(self._share)[-1]  # the shares add up to less than 1 by a rounding error
 
     def _slice(self, name: str, number: int) -> tuple[int, int, np.ndarray]:
         """(epoch, shard, document numbers) of the lane's slice `number`."""

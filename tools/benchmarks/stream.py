@@ -6,6 +6,7 @@ clock.  The encoder beside which the stream is put is sentencepiece alone, on th
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -122,7 +123,9 @@ def _throughput(data: DataConfig, texts: list[str], rows: int, turns: int) -> di
     stream = open_stream(data, "train")
     found = []
     with no_collection():
-        _consume(stream, data.lanes)  # opens shards, warms caches
+        # Opens shards, warms caches: until each lane has its first document of each source, read to the end, behind it.
+        smallest = min(source.weight for source in data.sources.values()) / sum(s.weight for s in data.sources.values())
+        _consume(stream, data.lanes * (1 + math.ceil(1 / smallest)))
         for _ in range(turns):
             bare = _processor_seconds(lambda: sum(len(encoder.encode(text)) for text in texts))
             ours = _processor_seconds(lambda: _consume(stream, rows) * (data.sequence_length + 1))

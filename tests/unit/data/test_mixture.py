@@ -1,6 +1,7 @@
 """Shares of several sources are held in tokens, whatever the length of their documents."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -9,33 +10,52 @@ from texts import Texts
 from megaroute.common.errors import ConfigError
 from megaroute.config.data import DataConfig, SourceConfig
 from megaroute.data.lanes import Lane
-from megaroute.data.packing import Concat
+from megaroute.data.packing import BestFit, Concat, Packing
 from megaroute.data.stream import open_stream
 
 pytestmark = pytest.mark.data
 
+CONCAT = Concat()
 
-def test_shares_are_exact_to_a_document_at_any_moment():
-    long, short = [["a" * 40] * 30], [["b", "", "c" * 3] * 50]
-    weights = {"long": 0.3, "middle": 0.2, "short": 0.5}
-    texts = {"long": long, "middle": [["m" * 9] * 40], "short": short}
-    lane = Lane(0, 1, 10, [Texts(texts[n], 1, n, weight) for n, weight in weights.items()], Concat())
-    taken: Counter[str] = Counter()
-    for made in range(1, 400):
-        for span in lane.next().spans:
-            taken[span.source] += span.tokens
+
+WEIGHTS = {"long": 0.3, "middle": 0.2, "short": 0.5}
+TEXTS = {"long": [["a" * 40] * 30], "middle": [["m" * 9] * 40], "short": [["b", "", "c" * 3] * 50]}
+
+
+def make_lanes(count: int, weights: Mapping[str, float], packing: Packing = CONCAT) -> list[Lane]:
+    sources = [Texts(TEXTS[name], count, name, weight) for name, weight in weights.items()]
+    return [Lane(number, count, 10, sources, packing) for number in range(count)]
+
+
+@pytest.mark.parametrize("packing", [CONCAT, BestFit(4)])
+def test_shares_are_exact_to_a_row_at_any_moment_in_every_lane(packing):
+    """Whatever the lengths of documents, and of the padding behind them."""
+    for lane in make_lanes(3, WEIGHTS, packing):
+        taken: Counter[str] = Counter()
+        for _ in range(400):
+            row = lane.next()
+            (name,) = {span.source for span in row.spans}
+            taken[name] += row.filled
+            for other, weight in WEIGHTS.items():
+                assert abs(taken[other] - weight * taken.total()) <= 2 * 10
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, {"long": 0.7, "short": 0.3}, {"long": 0.02, "short": 0.98}], ids=str)
+def test_the_nth_rows_of_all_lanes_have_the_shares_too(weights):
+    """A batch would otherwise be of one source, because lanes would go in step."""
+    lanes = make_lanes(50, weights)
+    for _ in range(20):
+        begun = Counter(lane.next().spans[0].source for lane in lanes)
         for name, weight in weights.items():
-            assert abs(taken[name] - weight * 10 * made) <= 2 * 41  # the longest document, begun too early or too late
+            assert abs(begun[name] - 50 * weight) <= 2
 
 
-def test_lanes_begin_with_different_sources_in_the_shares():
-    """Of long documents the first rows of all lanes would otherwise be of one source."""
-    texts = [[["a" * 500] * 64], [["b" * 500] * 64]]
-    begun: Counter[str] = Counter()
-    for number in range(64):
-        sources = [Texts(of, 64, name, weight) for of, name, weight in zip(texts, "ab", (0.75, 0.25), strict=True)]
-        begun[Lane(number, 64, 10, sources, Concat()).next().spans[0].source] += 1
-    assert begun == {"a": 48, "b": 16}
+def test_shares_do_not_depend_on_the_number_of_lanes():
+    """An error that every lane makes alike would grow with them."""
+    for count in (1, 16, 128):
+        lanes = make_lanes(count, {"long": 0.7, "short": 0.3})
+        rows = [lane.next() for _ in range(1280 // count) for lane in lanes]
+        assert abs(sum(row.spans[0].source == "long" for row in rows) - 0.7 * 1280) <= 2
 
 
 def test_weights_are_relative_and_the_order_of_sources_means_nothing(data: DataConfig):
@@ -52,7 +72,7 @@ def test_a_batch_counts_its_tokens_by_source(data: DataConfig):
     train = {"a": SourceConfig(path=data.train, weight=7), "b": SourceConfig(path=data.valid, weight=3)}
     batch = open_stream(data.model_copy(update={"train": train}), "train").take(160)
     assert sum(batch.tokens.values()) == 160 * 33
-    assert batch.tokens["a"] / (160 * 33) == pytest.approx(0.7, abs=0.05)
+    assert batch.tokens["a"] / (160 * 33) == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.mark.parametrize(
