@@ -141,6 +141,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     slurm_env.set_rank_environment()
     from megaroute.evaluation import command
 
+    if arguments.suite:
+        return command.tasks(
+            model=arguments.model,
+            names=arguments.tasks,
+            data_dir=arguments.data_dir,
+            tensor=arguments.tensor,
+            pipeline=arguments.pipeline,
+            batch=arguments.batch,
+            limit=arguments.limit,
+            out=arguments.out,
+        )
     return command.files(
         model=arguments.model,
         paths=arguments.bits_per_byte,
@@ -238,16 +249,17 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     example = "runs/cpu --bits-per-byte data/valid.jsonl"
     evaluate = _add(commands, "evaluate", _evaluate, "score a trained model, on one process or several", example)
     evaluate.add_argument("model", type=Path, metavar="MODEL", help="run directory, or a checkpoint in it")
-    evaluate.add_argument(
-        "--bits-per-byte",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="text to score: JSON lines, Parquet, text",
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--bits-per-byte", type=Path, nargs="+", metavar="FILE", help="text to score: JSON lines, Parquet, text"
     )
+    what.add_argument("--suite", choices=("skiplayer24",), help="tasks to run")
+    evaluate.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="read the tasks from files here, without a network"
+    )
+    evaluate.add_argument("--tasks", nargs="+", metavar="NAME", help="some tasks of the suite (default: all)")
     evaluate.add_argument("--text-field", default="text", metavar="NAME", help="field of the text (default text)")
-    evaluate.add_argument("--limit", type=_positive, metavar="N", help="score the first N documents only")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="score only N documents (of each task)")
     evaluate.add_argument(
         "--stride", type=_positive, metavar="N", help="tokens that each window scores (default: half the context)"
     )

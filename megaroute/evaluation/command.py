@@ -1,6 +1,7 @@
-"""`megaroute evaluate`: bits per byte of files."""
+"""`megaroute evaluate`: bits per byte of files, or the tasks of a suite."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch.distributed as dist
 
 from megaroute.common import log
 from megaroute.common.errors import UserError
-from megaroute.common.files import write_json
-from megaroute.evaluation import perplexity
+from megaroute.common.files import atomic_write, write_json
+from megaroute.evaluation import perplexity, suite, suite_table
 from megaroute.evaluation.open import open_model
 from megaroute.evaluation.scoring import Scorer
 from megaroute.parallel import groups
@@ -39,6 +40,33 @@ def files(
     return _on_ranks(model, tensor, pipeline, score, perplexity.sentence, out)
 
 
+def tasks(
+    model: Path,
+    names: list[str] | None,
+    data_dir: Path | None,
+    tensor: int,
+    pipeline: int,
+    batch: int,
+    limit: int | None,
+    out: Path | None,
+) -> int:
+    """Run the suite; rank 0 prints the result as JSON and as a table, or writes `out` and the table beside it."""
+    if data_dir is not None:  # nothing is looked for elsewhere
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    suite.check_installed()
+    chosen = suite.choose(names, data_dir)
+    check_out(out)
+    return _on_ranks(
+        model,
+        tensor,
+        pipeline,
+        lambda scorer: suite.run(scorer, chosen, data_dir, batch, limit),
+        suite_table.table,
+        out,
+    )
+
+
 def check_out(out: Path | None) -> None:
     """Raise UserError when the result could not be written in the end."""
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
@@ -61,6 +89,8 @@ def _on_ranks(
                 print(json.dumps(result, indent=2))
             else:
                 write_json(out, result)
+                if "suite" in result:
+                    atomic_write(out.with_suffix(".md"), say(result) + "\n")
             print(say(result), file=sys.stderr)
         dist.barrier()
         return 0

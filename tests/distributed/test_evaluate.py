@@ -8,6 +8,7 @@ import pytest
 from ranks import run_ranks
 
 from megaroute.config.load import load_config
+from megaroute.evaluation import suite
 from megaroute.evaluation.open import open_model
 from megaroute.evaluation.perplexity import bits_per_byte, text_files
 from megaroute.launch.rundir import prepare_run_directory
@@ -60,3 +61,34 @@ def test_two_ranks_say_what_one_says(run, texts, alone, tmp_path, tensor, pipeli
 @pytest.mark.parametrize("world_size, tensor, pipeline", [(2, 2, 1), (2, 1, 2), (3, 1, 1), (4, 2, 2), (4, 1, 2)])
 def test_layout_changes_nothing(run, texts, alone, tmp_path, world_size, tensor, pipeline):
     check(run, texts, alone, tmp_path, world_size, tensor, pipeline, batch=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Tasks whose documents and answers are of the corpus's words: one by choice, one by generation."""
+    draw = random.Random(5)
+    root = tmp_path_factory.mktemp("tasks")
+
+    def words(most: int) -> str:
+        return " ".join(draw.choices(SENTENCE.split(), k=draw.randint(1, most)))
+
+    choice = [{"query": words(3), "choices": [words(2), words(2)], "gold": draw.randint(0, 1)} for _ in range(11)]
+    asked = [{"question": words(3), "answer": [words(1)]} for _ in range(5)]
+    for name, rows in (("piqa", choice), ("nq_open", asked)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size, tensor, pipeline", [(2, 1, 1), (3, 1, 1), (4, 2, 2)])
+def test_tasks_have_one_result_on_any_ranks(run, folder, tmp_path, world_size, tensor, pipeline):
+    pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
+    alone = suite.run(open_model(run), suite.choose(None, folder), folder, batch=4)
+    spec = {"run": str(run), "tasks": str(folder), "tensor": tensor, "pipeline": pipeline, "batch": 3}
+    first, *others = run_ranks(WORKER, world_size, spec, tmp_path, timeout_s=280)
+    assert others == [None] * (world_size - 1)
+    assert first["averages"] == alone["averages"] and len(first["tasks"]) == 2
+    for name, row in alone["tasks"].items():
+        layers = first["tasks"][name].pop("layers_executed")
+        assert layers == pytest.approx(row.pop("layers_executed"), rel=1e-6)
+        assert first["tasks"][name] == row
