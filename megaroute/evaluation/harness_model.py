@@ -66,7 +66,7 @@ class HarnessModel(TemplateLM):
     def _likelihoods(self, rows: Sequence[list[int]], counted: Sequence[int]) -> list[Likelihood]:
         """Of the last `counted` tokens of each row; a row that is too long loses its beginning."""
         size = self.scorer.context + 1
-        mine = {}
+        mine: dict[int, Likelihood] = {}
         for chunk in self._chunks([len(row) for row in rows]):
             answers = self.scorer.score([rows[i][-size:] for i in chunk], self.batch)
             for i, answer in zip(chunk, answers, strict=True):
@@ -101,7 +101,7 @@ class HarnessModel(TemplateLM):
                     f"a task asks for sampling ({request.args[1]}), so its result would change from run to run; set "
                     "do_sample: false and temperature: 0 in its file"
                 )
-        mine = {}
+        mine: dict[int, str] = {}
         for chunk in self._chunks([len(request.args[0]) for request in requests]):
             for first in range(0, len(chunk), self.batch):
                 part = chunk[first : first + self.batch]

@@ -67,7 +67,8 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def _document(raw: Any, path: Path, number: int) -> dict[str, Any]:
-    fields = {RENAMED.get(key, key): value for key, value in raw.items()} if isinstance(raw, dict) else {}
+    known = raw if isinstance(raw, dict) else {}
+    fields: dict[str, Any] = {RENAMED.get(str(key), str(key)): value for key, value in known.items()}
     for kind in FIELDS.values():
         if all(key in fields for key in kind):
             document = {key: fields[key] for key in kind}

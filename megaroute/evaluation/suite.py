@@ -20,6 +20,8 @@ from megaroute.evaluation.scoring import Scorer
 NAME = "skiplayer24"
 FOLDER = Path(__file__).parent / "tasks"
 """Task files of lm-evaluation-harness: NAME.yaml reads the usual source, local_NAME.yaml a file."""
+SOURCES = ("seeded_task.py", "local_documents.py", "record_task.py")
+"""Beside this file; with the task files they decide what is asked and how it is judged."""
 AVERAGES = ("generation", "understanding", "all")
 
 
@@ -74,7 +76,7 @@ def fingerprint() -> str:
     digest = hashlib.sha256(repr([astuple(task) for task in TASKS + BEYOND]).encode())
     for path in (
         *sorted(FOLDER.glob("*.yaml")),
-        *map(Path(__file__).with_name, ("seeded_task.py", "local_documents.py")),
+        *map(Path(__file__).with_name, SOURCES),
     ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """The suite on a small model: what is asked, what is answered, and that nothing else decides the result."""
 
+import importlib
 import json
 import random
+import re
 
 import pytest
 
@@ -42,6 +44,17 @@ def folder(tmp_path_factory):
 def tasks(folder):
     manager = TaskManager(include_path=str(suite.FOLDER), include_defaults=False, metadata={"data_dir": str(folder)})
     return lambda name: manager.load([f"sl24_{name}_local"])["tasks"][f"sl24_{name}_local"]
+
+
+NAMED = sorted(
+    {name for path in suite.FOLDER.glob("*.yaml") for name in re.findall(r"!function (\S+)", path.read_text())}
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_functions_of_the_task_files_exist(name):
+    module, _, function = name.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 class Request:
