@@ -54,6 +54,7 @@ def tasks(
     if data_dir is not None:  # nothing is looked for elsewhere
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, some for each task; the log says how far it is
     suite.check_installed()
     chosen = suite.choose(names, data_dir)
     check_out(out)

@@ -45,8 +45,9 @@ class HarnessModel(TemplateLM):
         return self.scorer.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, nothing added."""
-        return self.scorer.tokenizer.encode(string)
+        """Ids of a text from the start of a document, after its token, unless `add_special_tokens` is False."""
+        ids = self.scorer.tokenizer.encode(string)
+        return ids if add_special_tokens is False else [self.eot_token_id, *ids]
 
     def layers_executed(self) -> float | None:
         """Mean layers of all predictions since the last call, on all replicas; None if there were none."""
@@ -60,7 +61,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[Likelihood]:
-        rows = [[self.eot_token_id, *context, *wanted] for _, context, wanted in requests]
+        rows = [[*context, *wanted] for _, context, wanted in requests]
         return self._likelihoods(rows, [len(wanted) for _, _, wanted in requests])
 
     def _likelihoods(self, rows: Sequence[list[int]], counted: Sequence[int]) -> list[Likelihood]:
@@ -80,8 +81,7 @@ class HarnessModel(TemplateLM):
         """Logarithm of the probability of each whole text, in windows of the whole context, each token once."""
         rows, counted, owner = [], [], []
         for number, request in enumerate(requests):
-            ids = [self.eot_token_id, *self.tok_encode(request.args[0])]
-            for window in windows(ids, self.scorer.context, self.scorer.context):
+            for window in windows(self.tok_encode(request.args[0]), self.scorer.context, self.scorer.context):
                 rows.append(window.ids)
                 counted.append(window.scored)
                 owner.append(number)
@@ -110,7 +110,7 @@ class HarnessModel(TemplateLM):
 
     def _continue(self, asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
         tokenizer = self.scorer.tokenizer
-        contexts = [[tokenizer.eod, *tokenizer.encode(context)] for context, _ in asked]
+        contexts = [[tokenizer.eod, *tokenizer.encode(context)][-self._room(settings) :] for context, settings in asked]
         found: list[list[int]] = [[] for _ in asked]
         texts: list[str | None] = [None] * len(asked)
         while open_ := [i for i, text in enumerate(texts) if text is None]:
@@ -122,6 +122,11 @@ class HarnessModel(TemplateLM):
                     found[i].append(chosen)
                 texts[i] = _finished(tokenizer.decode(found[i]), chosen == tokenizer.eod, len(found[i]), asked[i][1])
         return [text or "" for text in texts]
+
+    def _room(self, settings: dict[str, Any]) -> int:
+        """Tokens of a context, so that an answer of most tokens fits behind it; at least half of what there is."""
+        size = self.scorer.context
+        return max(size - int(settings.get("max_gen_toks", MAX_TOKENS)), size // 2, 1)
 
     def _note(self, executed: np.ndarray) -> None:
         self._executed += [executed.shape[1], *executed.sum(1)]

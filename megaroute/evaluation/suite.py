@@ -13,9 +13,12 @@ import numpy as np
 import torch.distributed as dist
 
 from megaroute.common.errors import DataError
+from megaroute.common.log import get_logger
 from megaroute.data.formats import import_extra
 from megaroute.evaluation import local_documents
 from megaroute.evaluation.scoring import Scorer
+
+log = get_logger(__name__)
 
 NAME = "skiplayer24"
 FOLDER = Path(__file__).parent / "tasks"
@@ -168,6 +171,7 @@ def _run_task(model: Any, manager: Any, task: SuiteTask, local: bool, limit: int
         return {}
     documents = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     scores = [float(document[task.metric]) for document in documents]
+    log.info("%s: %s %.1f %% of %d documents", task.title, task.metric, 100 * np.mean(scores), len(scores))
     told = "".join(str(document["doc_hash"]) for document in documents)
     return {
         "title": task.title,

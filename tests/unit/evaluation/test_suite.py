@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import random
 import re
 
 import pytest
@@ -15,34 +14,14 @@ from megaroute.common.errors import DataError
 from megaroute.evaluation import suite
 from megaroute.evaluation.harness_model import HarnessModel, _finished
 
-WORDS = ["router", "token", "layer", "time", "worth", "every", "reads", "decides"]
 FEW = ("piqa", "winogrande", "webqs", "blimp", "lambada")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Small files of each kind."""
-    draw = random.Random(3)
-    root = tmp_path_factory.mktemp("tasks")
-
-    def words(most):
-        return " ".join(draw.choices(WORDS, k=draw.randint(1, most)))
-
-    made = {
-        "piqa": lambda: {"query": f"{words(3)}\n", "choices": [words(2), words(2)], "gold": draw.randint(0, 1)},
-        "winogrande": lambda: {"context_options": [words(2), words(2)], "continuation": words(2), "gold": 1},
-        "webquestions_test": lambda: {"qText": words(3), "answers": [words(1), words(1)]},
-        "blimp": lambda: {"sentence_good": words(3), "sentence_bad": words(3), "UID": "x"},
-        "lambada": lambda: {"context": words(4), "continuation": words(1)},
-    }
-    for name, make in made.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(make()) + "\n" for _ in range(9)))
-    return root
-
-
-@pytest.fixture(scope="module")
-def tasks(folder):
-    manager = TaskManager(include_path=str(suite.FOLDER), include_defaults=False, metadata={"data_dir": str(folder)})
+def tasks(task_folder):
+    manager = TaskManager(
+        include_path=str(suite.FOLDER), include_defaults=False, metadata={"data_dir": str(task_folder)}
+    )
     return lambda name: manager.load([f"sl24_{name}_local"])["tasks"][f"sl24_{name}_local"]
 
 
@@ -120,6 +99,12 @@ def test_likelihood_of_an_answer_is_the_sum_over_its_tokens(scorer):
     assert model.layers_executed() is None  # nothing since
 
 
+def test_text_without_a_context_starts_after_one_end_of_document(scorer):
+    ((value, _),) = HarnessModel(scorer, 1).loglikelihood([Request("", "the router")])
+    ids = [scorer.tokenizer.eod, *scorer.tokenizer.encode("the router")]
+    assert value == pytest.approx(-scorer.score([ids], 1)[0].nats.sum(), rel=1e-5)
+
+
 def test_probability_of_a_text_is_that_of_its_parts(scorer):
     model = HarnessModel(scorer, 4)
     texts = ["the router reads every token " * 4, "a layer", ""]
@@ -145,7 +130,7 @@ def test_generation_is_greedy_and_stops(scorer):
     contexts = ["the router", "a", "every token and decides whether"]
     answers = model.generate_until([Request(context, settings) for context in contexts])
     for context, answer in zip(contexts, answers, strict=True):
-        ids = [scorer.tokenizer.eod, *scorer.tokenizer.encode(context)]
+        ids = [scorer.tokenizer.eod, *scorer.tokenizer.encode(context)][-(scorer.context - 6) :]
         found = []
         for _ in range(6):
             (plain,) = scorer.score([[*(ids + found)[-scorer.context :], 0]], 1)
@@ -173,9 +158,9 @@ def test_end_of_an_answer(text, ended, tokens, answer):
 
 
 @pytest.fixture(scope="module")
-def results(scorer, folder):
-    chosen = suite.choose(FEW, folder)
-    return [suite.run(scorer, chosen, folder, batch=batch) for batch in (1, 7)]
+def results(scorer, task_folder):
+    chosen = suite.choose(FEW, task_folder)
+    return [suite.run(scorer, chosen, task_folder, batch=batch) for batch in (1, 7)]
 
 
 def test_batch_does_not_change_a_result(results):
@@ -197,9 +182,9 @@ def test_result_says_what_it_is(results):
     json.dumps(found)
 
 
-def test_accuracy_is_that_of_the_likelier_answer(scorer, folder, results):
+def test_accuracy_is_that_of_the_likelier_answer(scorer, task_folder, results):
     model = HarnessModel(scorer, 4)
-    rows = [json.loads(line) for line in (folder / "blimp.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (task_folder / "blimp.jsonl").read_text().splitlines()]
     good, bad = (
         [value for value, _ in model.loglikelihood([Request("", row[key]) for row in rows])]
         for key in ("sentence_good", "sentence_bad")
@@ -208,7 +193,7 @@ def test_accuracy_is_that_of_the_likelier_answer(scorer, folder, results):
     assert results[0]["tasks"]["blimp"]["scores"] == expected
 
 
-def test_limit_takes_documents_from_the_whole_file(scorer, folder, results):
-    found = suite.run(scorer, suite.choose(["blimp"], folder), folder, limit=3)
+def test_limit_takes_documents_from_the_whole_file(scorer, task_folder, results):
+    found = suite.run(scorer, suite.choose(["blimp"], task_folder), task_folder, limit=3)
     assert found["limit"] == 3
     assert found["tasks"]["blimp"]["scores"] == results[0]["tasks"]["blimp"]["scores"][::3]
