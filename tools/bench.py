@@ -14,7 +14,7 @@ from types import ModuleType
 if not sys.warnoptions:  # Megatron-core tells its own developers, while imported, what it does without
     warnings.simplefilter("ignore")
 
-from benchmarks import checkpoint, checksum, exchange, layer, quality, step, stream
+from benchmarks import checkpoint, checksum, decode, exchange, layer, quality, step, stream
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "stream": stream,
     "checksum": checksum,
     "checkpoint": checkpoint,
+    "decode": decode,
 }
 
 
