@@ -14,7 +14,7 @@ from types import ModuleType
 if not sys.warnoptions:  # Megatron-core tells its own developers, while imported, what it does without
     warnings.simplefilter("ignore")
 
-from benchmarks import checkpoint, checksum, decode, exchange, layer, quality, step, stream
+from benchmarks import checkpoint, checksum, decode, exchange, layer, quality, step, stream, supply
 from benchmarks.common import as_table
 
 from megaroute.common.errors import UserError
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "exchange": exchange,
     "quality": quality,
     "stream": stream,
+    "supply": supply,
     "checksum": checksum,
     "checkpoint": checkpoint,
     "decode": decode,

@@ -8,7 +8,6 @@ idle meanwhile, so processors that training would use are the writer's.  `stall_
 
 import argparse
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
-from torch import set_num_threads
-from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import environment
+from benchmarks.ranks import run_ranks
 from megaroute.checkpoint.layout import RunRecord
 from megaroute.checkpoint.manager import CheckpointManager, Saved
 from megaroute.config.load import load_config
@@ -30,7 +27,7 @@ from megaroute.model.build import build_chunks
 from megaroute.optim.build import build_optimizer, wrap
 from megaroute.parallel import groups
 from megaroute.parallel.dims import ParallelDims
-from megaroute.platform import device, distributed
+from megaroute.platform.device import Platform
 
 CONFIG = Path(__file__).resolve().parents[2] / "pretrain_configs" / "debug" / "cpu.yaml"
 POLL_S = 0.05
@@ -91,37 +88,21 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 folder,
             )
             setting.config()
-            results = get_context("spawn").SimpleQueue()
-            spawn(_rank_main, (setting, _free_port(), results), nprocs=ranks)
-            rows.append(results.get())
+            threads = max(1, (os.cpu_count() or 1) // ranks)
+            rows.append(run_ranks(_row, setting, ranks=ranks, device=setting.device, threads=threads))
     return rows
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _rank_main(rank: int, setting: Setting, port: int, results: Any) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": setting.ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    set_num_threads(max(1, (os.cpu_count() or 1) // setting.ranks))
-    platform = device.resolve(setting.device)
-    distributed.start(platform)
+def _row(platform: Platform, setting: Setting) -> dict[str, Any]:
     config, dims = setting.config(), ParallelDims(1, setting.ranks, 1)
     group = groups.bring_up(dims, seed=1).data_group
     chunks = build_chunks(config, dims, 0, platform)
     optimizer = build_optimizer(config, wrap(config, chunks))
     manager = CheckpointManager(Path(setting.folder), config.checkpoint, chunks, optimizer, group)
+    parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    about = {"benchmark": "checkpoint", "ranks": setting.ranks, "parameters": parameters}
     row = _measure(manager, setting.repeat)
-    if rank == 0:
-        parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-        about = {"benchmark": "checkpoint", "ranks": setting.ranks, "parameters": parameters}
-        results.put({**about, "precision": setting.precision, **row, **environment(platform)})
-    dist.barrier()
-    groups.tear_down()
-    distributed.stop()
+    return {**about, "precision": setting.precision, **row, **environment(platform)}
 
 
 def _measure(manager: CheckpointManager, repeat: int) -> dict[str, Any]:

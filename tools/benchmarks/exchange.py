@@ -7,8 +7,6 @@ rank that takes most of it is told beside: other processes do not change it, but
 """
 
 import argparse
-import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -19,9 +17,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import spawn
 
+from benchmarks.ranks import run_ranks
 from megaroute.common.errors import LaunchError
 from megaroute.config.load import load_config
 from megaroute.config.model import ModelConfig
@@ -30,7 +27,7 @@ from megaroute.model.build import build_chunks
 from megaroute.model.flops import TRAINING_FACTOR, forward_cost
 from megaroute.parallel import groups
 from megaroute.parallel.dims import ParallelDims
-from megaroute.platform import device, distributed
+from megaroute.platform import device
 from megaroute.platform.device import Platform
 from megaroute.routing.exchange import balanced, mean_rows, transfers
 
@@ -134,26 +131,12 @@ def _check(setting: Setting, imbalances: list[float]) -> None:
 
 def measure(setting: Setting, imbalances: list[float]) -> list[dict[str, Any]]:
     """Start the ranks, take turns, and describe what rank 0 measured."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    results = get_context("spawn").SimpleQueue()
-    spawn(_rank_main, (setting, imbalances, port, results), nprocs=setting.ranks)
-    return results.get()
+    return run_ranks(_measure, setting, imbalances, ranks=setting.ranks, device=setting.device)
 
 
-def _rank_main(rank: int, setting: Setting, imbalances: list[float], port: int, results: Any) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": setting.ranks, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)
-    platform = device.resolve(setting.device)
-    distributed.start(platform)
+def _measure(platform: Platform, setting: Setting, imbalances: list[float]) -> list[dict[str, Any]]:
     bench = Bench(setting, platform)
-    rows = [_row(setting, setting.counts(imbalance), bench.turns(imbalance)) for imbalance in imbalances]
-    if rank == 0:
-        results.put(rows)
-    groups.tear_down()
-    distributed.stop()
+    return [_row(setting, setting.counts(imbalance), bench.turns(imbalance)) for imbalance in imbalances]
 
 
 class Bench:
