@@ -16,6 +16,8 @@ def furthest_behind(shares: Sequence[float], tokens: Sequence[int], length: int)
 
     The greedy rule by which Megatron-core blends datasets, but on tokens.  `shares` add up to 1.
     """
+    if len(shares) == 1:
+        return 0
     total = sum(tokens) + length
     return max(range(len(shares)), key=lambda i: shares[i] * total - tokens[i])
 

@@ -114,10 +114,13 @@ class Row:
 
         An end-of-document token belongs to the document that it ends; padding is a document by itself.
         """
-        lengths = [span.tokens for span in self.spans]
-        if self.filled < len(self.ids):
-            lengths.append(len(self.ids) - self.filled)
-        return np.repeat(np.cumsum([0, *lengths[:-1]]), lengths).astype(np.int32)
+        starts = np.empty(len(self.ids), np.int32)
+        at = 0
+        for span in self.spans:
+            starts[at : at + span.tokens] = at
+            at += span.tokens
+        starts[at:] = at
+        return starts
 
 
 def row_digest(sample: int, ids: np.ndarray, spans: tuple[Span, ...]) -> int:
@@ -125,5 +128,5 @@ def row_digest(sample: int, ids: np.ndarray, spans: tuple[Span, ...]) -> int:
     digest = blake2b(struct.pack("<q", sample), digest_size=DIGEST_BITS // 8)
     for span in spans:
         digest.update(span.source.encode() + struct.pack("<5q", *span[1:]))
-    digest.update(ids.astype("<i4", copy=False).tobytes())
+    digest.update(np.ascontiguousarray(ids, "<i4").data)
     return int.from_bytes(digest.digest(), "little")

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-bytes", type=int, default=8_000_000, help="text of a corpus that is made (default 8 MB)")
     parser.add_argument(
+        "--tokenize", choices=["no", "beside"], default="no", help="store tokens in a corpus that is made (%(default)s)"
+    )
+    parser.add_argument(
         "--mixture", type=_weight, nargs="+", metavar="NAME=WEIGHT", help="folders of --corpus instead of train/"
     )
     parser.add_argument("--packing", choices=["concat", "best_fit"], default="concat", help="(%(default)s)")
@@ -69,7 +72,7 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     mixture = arguments.mixture or [("train", 1.0)]
     if not arguments.mixture and not (folder / "train" / MANIFEST_NAME).exists():
-        make_corpus(folder, arguments.vocab_size, arguments.max_bytes)
+        make_corpus(folder, arguments.vocab_size, arguments.max_bytes, arguments.tokenize)
     data = DataConfig(
         train={name: SourceConfig(path=folder / name, weight=weight) for name, weight in mixture},
         packing=arguments.packing,
