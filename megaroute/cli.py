@@ -263,7 +263,13 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate.add_argument(
         "--stride", type=_positive, metavar="N", help="tokens that each window scores (default: half the context)"
     )
-    evaluate.add_argument("--batch", type=_positive, default=8, metavar="N", help="rows of a forward pass (default 8)")
+    evaluate.add_argument(
+        "--batch",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="rows of the whole context in a forward pass (default 8)",
+    )
     evaluate.add_argument("--tensor", type=_positive, default=1, metavar="N", help="tensor-parallel size (default 1)")
     evaluate.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="pipeline stages (default 1)")
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead of printing it")

@@ -1,7 +1,6 @@
 """`megaroute evaluate`: bits per byte of files, or the tasks of a suite."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch.distributed as dist
 from megaroute.common import log
 from megaroute.common.errors import UserError
 from megaroute.common.files import atomic_write, write_json
-from megaroute.evaluation import perplexity, suite, suite_table
+from megaroute.evaluation import perplexity, suite, suite_table, task_list
 from megaroute.evaluation.open import open_model
 from megaroute.evaluation.scoring import Scorer
 from megaroute.parallel import groups
@@ -51,12 +50,9 @@ def tasks(
     out: Path | None,
 ) -> int:
     """Run the suite; rank 0 prints the result as JSON and as a table, or writes `out` and the table beside it."""
-    if data_dir is not None:  # nothing is looked for elsewhere
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars, some for each task; the log says how far it is
-    suite.check_installed()
-    chosen = suite.choose(names, data_dir)
+    task_list.stay_offline(data_dir)
+    task_list.check_installed()
+    chosen = task_list.choose(names, data_dir)
     check_out(out)
     return _on_ranks(
         model,

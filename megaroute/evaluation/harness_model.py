@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from lm_eval.api.model import TemplateLM
 
 from megaroute.common.errors import DataError
@@ -51,8 +50,7 @@ class HarnessModel(TemplateLM):
 
     def layers_executed(self) -> float | None:
         """Mean layers of all predictions since the last call, on all replicas; None if there were none."""
-        parts: list[Any] = [None] * self.scorer.groups.dims.data
-        dist.all_gather_object(parts, self._executed, group=self.scorer.groups.data_group)
+        parts = self.scorer.of_all_replicas(self._executed)
         self._executed = np.zeros_like(self._executed)
         tokens, *kept = np.sum(parts, axis=0)
         config = self.scorer.config
@@ -103,9 +101,7 @@ class HarnessModel(TemplateLM):
                 )
         mine: dict[int, str] = {}
         for chunk in self._chunks([len(request.args[0]) for request in requests]):
-            for first in range(0, len(chunk), self.batch):
-                part = chunk[first : first + self.batch]
-                mine |= zip(part, self._continue([requests[i].args for i in part]), strict=True)
+            mine |= zip(chunk, self._continue([requests[i].args for i in chunk]), strict=True)
         return self._of_all_replicas(mine)
 
     def _continue(self, asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -134,13 +130,11 @@ class HarnessModel(TemplateLM):
     def _chunks(self, lengths: Sequence[int]) -> list[list[int]]:
         """Numbers of this replica's rows, the longest first so that what is together is of one length."""
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-        mine = order[self.scorer.groups.data_rank :: self.scorer.groups.dims.data]
+        mine = order[self.scorer.replica :: self.scorer.replicas]
         return [mine[first : first + AT_ONCE] for first in range(0, len(mine), AT_ONCE)]
 
     def _of_all_replicas(self, mine: dict[int, Any]) -> list[Any]:
-        parts: list[Any] = [None] * self.scorer.groups.dims.data
-        dist.all_gather_object(parts, mine, group=self.scorer.groups.data_group)
-        found = {i: value for part in parts for i, value in part.items()}
+        found = {i: value for part in self.scorer.of_all_replicas(mine) for i, value in part.items()}
         return [found[i] for i in range(len(found))]
 
 

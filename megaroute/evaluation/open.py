@@ -23,7 +23,7 @@ def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
     Raises UserError when there is no complete checkpoint, its tokenizer is another one, or the processes do not fit.
     """
     source = open_source(path)
-    _check_causal(source.config)
+    check_causal(source.config)
     platform = device.resolve(source.config.run.device)
     _, world_size = distributed.start(platform)
     config = _laid_out(source.config, tensor, pipeline)
@@ -32,7 +32,7 @@ def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
     groups = bring_up(dims, config.train.seed)
     (model,) = build_chunks(config, dims, groups.pipeline_rank, platform)
     load_state(source.checkpoint, [model], None, groups.data_group, config.checkpoint.verify)
-    return Scorer(config, groups, model.eval(), source.tokenizer, source.checkpoint)
+    return Scorer(config, groups, [model.eval()], source.tokenizer, source.record.step, source.checkpoint)
 
 
 def _laid_out(config: Config, tensor: int, pipeline: int) -> Config:
@@ -47,7 +47,8 @@ def _laid_out(config: Config, tensor: int, pipeline: int) -> Config:
     return config.model_copy(update=changes)
 
 
-def _check_causal(config: Config) -> None:
+def check_causal(config: Config) -> None:
+    """Raise ConfigError for a router that would look at tokens to come."""
     if config.routing.router == "mod" and not config.routing.causal_evaluation:
         raise ConfigError(
             "routing.causal_evaluation is false, so whether a token is executed would depend on tokens that follow it; "

@@ -99,7 +99,7 @@ def scored_windows(
         for number, document in enumerate(documents)
         for window in windows(document_ids(scorer, document), scorer.context, stride, number)
     )
-    mine = islice(enumerate(cut), scorer.groups.data_rank, None, scorer.groups.dims.data)
+    mine = islice(enumerate(cut), scorer.replica, None, scorer.replicas)
     while chunk := list(islice(mine, AT_ONCE)):
         answers = scorer.score([window.ids for _, window in chunk], batch)
         for (number, window), answer in zip(chunk, answers, strict=True):
@@ -131,9 +131,7 @@ def _of_window(window: Window, answer: Scored, token_bytes: np.ndarray) -> np.nd
 
 def gathered(scorer: Scorer, mine: dict[int, np.ndarray]) -> np.ndarray:
     """Rows of all replicas in order of their numbers, so that sums over them do not depend on the number of ranks."""
-    parts: list[Any] = [None] * scorer.groups.dims.data
-    dist.all_gather_object(parts, mine, group=scorer.groups.data_group)
-    rows = {number: row for part in parts for number, row in part.items()}
+    rows = {number: row for part in scorer.of_all_replicas(mine) for number, row in part.items()}
     return np.array([rows[number] for number in sorted(rows)])
 
 

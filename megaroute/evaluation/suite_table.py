@@ -8,7 +8,7 @@ import numpy as np
 
 from megaroute.common.errors import DataError
 from megaroute.evaluation.statistics import RESAMPLES
-from megaroute.evaluation.suite import AVERAGES, TASKS
+from megaroute.evaluation.task_list import AVERAGES, TASKS
 
 SAME = ("suite", "fingerprint", "source", "limit")
 """What results must agree on to stand in one table."""

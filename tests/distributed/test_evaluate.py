@@ -8,7 +8,7 @@ import pytest
 from ranks import run_ranks
 
 from megaroute.config.load import load_config
-from megaroute.evaluation import suite
+from megaroute.evaluation import suite, task_list
 from megaroute.evaluation.open import open_model
 from megaroute.evaluation.perplexity import bits_per_byte, text_files
 from megaroute.launch.rundir import prepare_run_directory
@@ -83,7 +83,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("world_size, tensor, pipeline", [(2, 1, 1), (3, 1, 1), (4, 2, 2)])
 def test_tasks_have_one_result_on_any_ranks(run, folder, tmp_path, world_size, tensor, pipeline):
     pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
-    alone = suite.run(open_model(run), suite.choose(None, folder), folder, batch=4)
+    alone = suite.run(open_model(run), task_list.choose(None, folder), folder, batch=4)
     spec = {"run": str(run), "tasks": str(folder), "tensor": tensor, "pipeline": pipeline, "batch": 3}
     first, *others = run_ranks(WORKER, world_size, spec, tmp_path, timeout_s=280)
     assert others == [None] * (world_size - 1)

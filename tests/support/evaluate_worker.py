@@ -12,7 +12,7 @@ from pathlib import Path
 def main() -> None:
     import torch.distributed as dist
 
-    from megaroute.evaluation import suite
+    from megaroute.evaluation import suite, task_list
     from megaroute.evaluation.open import open_model
     from megaroute.evaluation.perplexity import bits_per_byte, text_files
     from megaroute.platform import distributed
@@ -22,7 +22,7 @@ def main() -> None:
     scorer = open_model(Path(spec["run"]), spec["tensor"], spec["pipeline"])
     if "tasks" in spec:
         folder = Path(spec["tasks"])
-        result = suite.run(scorer, suite.choose(None, folder), folder, spec["batch"])
+        result = suite.run(scorer, task_list.choose(None, folder), folder, spec["batch"])
     else:
         result = bits_per_byte(scorer, text_files([Path(spec["texts"])]), spec["batch"])
     out_file.write_text(json.dumps(result))

@@ -27,7 +27,7 @@ def rows_of(scorer, count=7, seed=0):
 
 def other(scorer, model=None, **sections) -> Scorer:
     config = scorer.config.model_copy(update=sections)
-    return Scorer(config, scorer.groups, model or scorer.model, scorer.tokenizer, scorer.checkpoint)
+    return Scorer(config, scorer.groups, [model] if model else scorer.chunks, scorer.tokenizer, scorer.step)
 
 
 def test_answers_are_those_of_a_plain_forward_pass(scorer):
@@ -35,7 +35,7 @@ def test_answers_are_those_of_a_plain_forward_pass(scorer):
         routing = RoutingContext()
         with torch.no_grad():
             packed = micro_batch(len(row) - 1, routing)
-            logits = scorer.model(torch.tensor([row[:-1]]), None, None, packed_seq_params=packed)[0]
+            logits = scorer.chunks[0](torch.tensor([row[:-1]]), None, None, packed_seq_params=packed)[0]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="none")
         np.testing.assert_allclose(answer.nats, expected, rtol=1e-4, atol=1e-5)
         assert answer.likeliest.tolist() == logits.argmax(-1).tolist()
@@ -50,7 +50,7 @@ def test_batch_changes_nothing(scorer, router):
     config = scorer.config.model_copy(update={"routing": routing})
     drawn = other(scorer, model_of(config).eval(), routing=routing)
     rows = rows_of(drawn, 9)
-    together, alone = drawn.score(rows, 9), drawn.score(rows, 1)
+    together, alone = drawn.score(rows, 9), [drawn.score([row], 1)[0] for row in rows]
     assert 0.1 < np.mean([a.executed.mean() for a in alone]) < 0.9
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a.nats, b.nats, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
 from lm_eval.tasks import TaskManager
 
 from megaroute.common.errors import DataError
-from megaroute.evaluation import suite
+from megaroute.evaluation import suite, task_list
 from megaroute.evaluation.harness_model import HarnessModel, _finished
 
 FEW = ("piqa", "winogrande", "webqs", "blimp", "lambada")
@@ -159,7 +159,7 @@ def test_end_of_an_answer(text, ended, tokens, answer):
 
 @pytest.fixture(scope="module")
 def results(scorer, task_folder):
-    chosen = suite.choose(FEW, task_folder)
+    chosen = task_list.choose(FEW, task_folder)
     return [suite.run(scorer, chosen, task_folder, batch=batch) for batch in (1, 7)]
 
 
@@ -194,6 +194,6 @@ def test_accuracy_is_that_of_the_likelier_answer(scorer, task_folder, results):
 
 
 def test_limit_takes_documents_from_the_whole_file(scorer, task_folder, results):
-    found = suite.run(scorer, suite.choose(["blimp"], task_folder), task_folder, limit=3)
+    found = suite.run(scorer, task_list.choose(["blimp"], task_folder), task_folder, limit=3)
     assert found["limit"] == 3
     assert found["tasks"]["blimp"]["scores"] == results[0]["tasks"]["blimp"]["scores"][::3]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megaroute.common.errors import DataError
-from megaroute.evaluation import suite
+from megaroute.evaluation import suite, task_list
 from megaroute.evaluation.suite_table import comparison, table
 
 TOOL = Path(__file__).parents[3] / "tools" / "compare_evaluations.py"
@@ -31,7 +31,7 @@ def row(task, scores):
 
 
 def result(**scores):
-    known = {task.name: task for task in suite.TASKS + suite.BEYOND}
+    known = {task.name: task for task in task_list.TASKS + task_list.BEYOND}
     tasks = {name: row(known[name], values) for name, values in scores.items()}
     return {
         "suite": suite.NAME,
@@ -47,11 +47,11 @@ def result(**scores):
 
 
 def test_suite_is_24_tasks_with_a_file_for_each_source():
-    assert len(suite.TASKS) == len({task.name for task in suite.TASKS}) == 24
-    assert sum(task.group == "generation" for task in suite.TASKS) == 3
-    for task in suite.TASKS:
+    assert len(task_list.TASKS) == len({task.name for task in task_list.TASKS}) == 24
+    assert sum(task.group == "generation" for task in task_list.TASKS) == 3
+    for task in task_list.TASKS:
         assert (suite.FOLDER / f"{task.name}.yaml").is_file()
-    for task in suite.TASKS + suite.BEYOND:
+    for task in task_list.TASKS + task_list.BEYOND:
         assert (suite.FOLDER / f"local_{task.name}.yaml").is_file()
     assert len(list(suite.FOLDER.glob("*.yaml"))) == 24 + 26 + 3  # three are what the local ones include
 
@@ -111,19 +111,19 @@ def test_results_of_different_tests_are_refused():
 
 
 def test_choice_of_tasks(tmp_path):
-    assert suite.choose(None, None) == list(suite.TASKS)
+    assert task_list.choose(None, None) == list(task_list.TASKS)
     (tmp_path / "piqa.jsonl").write_text("")
     (tmp_path / "blimp.jsonl.xz").write_text("")
-    assert [task.name for task in suite.choose(None, tmp_path)] == ["piqa", "blimp"]
+    assert [task.name for task in task_list.choose(None, tmp_path)] == ["piqa", "blimp"]
     with pytest.raises(DataError, match="--tasks: piqua is not one of triviaqa, "):
-        suite.choose(["piqua"], None)
+        task_list.choose(["piqua"], None)
     with pytest.raises(DataError, match="has no file for copa; put it there or leave it out"):
-        suite.choose(["copa"], tmp_path)
+        task_list.choose(["copa"], tmp_path)
     with pytest.raises(DataError, match="is not a folder, so there are no tasks in it"):
-        suite.choose(None, tmp_path / "none")
+        task_list.choose(None, tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has a file for none of the tasks"):
-        suite.choose(None, tmp_path / "empty")
+        task_list.choose(None, tmp_path / "empty")
 
 
 def test_tool_compares_files(tmp_path, capsys):
