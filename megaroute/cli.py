@@ -60,6 +60,7 @@ def _config_schema(_: argparse.Namespace) -> int:
 def _launch(arguments: argparse.Namespace) -> int:
     from megaroute.common import log
     from megaroute.config.load import load_config
+    from megaroute.evaluation import task_list
     from megaroute.launch import command, devices, local, rundir
     from megaroute.training import preflight
 
@@ -70,6 +71,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     log.configure()
     with log.when_it_takes_long("checking the data (data.verify=%s)", config.data.verify):
         preflight.check(config, processes)
+    task_list.of_run(config)
     if arguments.dry_run:
         print(command.by_hand(launch, arguments.config, arguments.overrides).shell_line())
         return 0
@@ -106,10 +108,12 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if config.run.device == "cpu":
         devices.hide_devices(os.environ)
+    from megaroute.evaluation import in_loop
     from megaroute.training import pretrain
 
     try:
-        return pretrain.main(config, stop)
+        score_tasks = in_loop.InLoop(config) if config.evaluate.tasks else None
+        return pretrain.main(config, stop, score_tasks)
     finally:
         stop.ignore()
 

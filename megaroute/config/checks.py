@@ -63,7 +63,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 
 
 def _structure(config: Config) -> Problems:
-    for check in (_layers, _shards, _pipeline, _schedule, _guards):
+    for check in (_layers, _shards, _pipeline, _schedule, _guards, _tasks):
         yield from check(config)
 
 
@@ -211,6 +211,14 @@ def _guards(config: Config) -> Problems:
             f"train.rollback_after {train.rollback_after} > train.max_nonfinite {train.max_nonfinite}: steps that are "
             "not finite would end the run before they are rolled back; lower the one or raise the other"
         )
+
+
+def _tasks(config: Config) -> Problems:
+    tasks, every = config.evaluate.tasks, config.evaluate.every
+    if tasks and every is None:
+        yield f"evaluate.tasks {', '.join(tasks)} would never be scored: evaluate.every is not given; set it"
+    if every is not None and not tasks:
+        yield f"evaluate.every {every} has nothing to score: evaluate.tasks is empty; name tasks or remove it"
 
 
 def _batches(config: Config, replicas: int) -> Problems:

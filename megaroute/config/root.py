@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megaroute.config.data import DataConfig
+from megaroute.config.evaluate import EvaluateConfig
 from megaroute.config.model import ModelConfig
 from megaroute.config.parallel import ParallelConfig
 from megaroute.config.routing import RoutingConfig
@@ -22,6 +23,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     metrics: MetricsConfig = MetricsConfig()
 
     @property

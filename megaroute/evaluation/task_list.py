@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megaroute.common.errors import DataError
+from megaroute.common.errors import ConfigError, DataError
+from megaroute.config.root import Config
 from megaroute.evaluation import local_documents
 
 NAME = "skiplayer24"
@@ -85,6 +86,21 @@ def choose(
             f"{folder_key} {data_dir} has a file for none of the tasks (such as piqa.jsonl); check the path"
         )
     return present
+
+
+def of_run(config: Config) -> list[SuiteTask]:
+    """The tasks of the section `evaluate`.
+
+    Raises ConfigError for a name or a file that does not exist, and where lm-evaluation-harness is missing.
+    """
+    settings = config.evaluate
+    if not settings.tasks:
+        return []
+    try:
+        check_installed("evaluate.tasks")
+        return choose(settings.tasks, settings.data_dir, "evaluate.tasks", "evaluate.data_dir")
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_installed(why: str = f"the suite {NAME}") -> None:

@@ -31,6 +31,7 @@ def plots(run: RunView) -> list[Plot]:
     return [
         _loss(run),
         _bits_per_byte(run),
+        *_tasks(run),
         _density(run),
         _flops(run),
         *_load(run),
@@ -72,6 +73,25 @@ def _bits_per_byte(run: RunView) -> Plot:
 
     text = "Cost of held-out text per byte; lower is better, and models with other tokenizers can be compared."
     return Plot(title, text, drawing.figure(run, draw, "bits-per-byte"))
+
+
+def _tasks(run: RunView) -> list[Plot]:
+    records = run.history.tasks
+    if not records:
+        return []
+    names = list(records[-1].scores)
+
+    def draw(axes: Axes) -> None:
+        for number, name in enumerate(names):
+            scored = [(r.step, r.scores[name]) for r in records if name in r.scores]
+            steps, values = [step for step, _ in scored], [100 * score.value for _, score in scored]
+            errors = [100 * (score.stderr or 0.0) for _, score in scored]
+            colour = drawing.RUNS[number % len(drawing.RUNS)]
+            axes.errorbar(steps, values, errors, color=colour, marker="o", markersize=4, capsize=2, label=name)
+        axes.set_ylabel("%")
+
+    text = "Tasks scored while the run went on (section evaluate), with standard errors over their documents."
+    return [Plot("Tasks", text, drawing.figure(run, draw, "tasks"))]
 
 
 def _density(run: RunView) -> Plot:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from megaroute.common.errors import DataError
-from megaroute.metrics.records import EventRecord, Record, TrainRecord, ValidRecord, from_json
+from megaroute.metrics.records import EventRecord, Record, TasksRecord, TrainRecord, ValidRecord, from_json
 
-_Numbered = TypeVar("_Numbered", TrainRecord, ValidRecord)
+_Numbered = TypeVar("_Numbered", TrainRecord, ValidRecord, TasksRecord)
 
 COMPARED = ("loss", "budget_loss", "grad_norm", "density")
 """Fields that a resumed run must reproduce; the others hold times or follow from the step."""
@@ -35,6 +35,12 @@ class History:
     def valid(self) -> tuple[ValidRecord, ...]:
         """The run's validations, ascending; the last attempt's of each step."""
         last = {r.step: r for r in self._by_attempt(ValidRecord)}
+        return tuple(last[step] for step in sorted(last))
+
+    @cached_property
+    def tasks(self) -> tuple[TasksRecord, ...]:
+        """The run's scores of tasks, ascending; the last attempt's of each step."""
+        last = {r.step: r for r in self._by_attempt(TasksRecord)}
         return tuple(last[step] for step in sorted(last))
 
     @cached_property

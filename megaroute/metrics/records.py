@@ -1,8 +1,8 @@
-"""The lines of `metrics.jsonl`: one frozen record per step, validation or event.
+"""The lines of `metrics.jsonl`: one frozen record per step, validation, scoring of tasks or event.
 
-A line is a JSON object whose `kind` is "train", "valid" or the kind of the event.  A float is written in its shortest
-decimal form, which loads back bit-equal.  JSON has no NaN and no infinity: they are written as the strings "NaN",
-"Infinity" and "-Infinity", and become floats again when read.
+A line is a JSON object whose `kind` is "train", "valid", "tasks" or the kind of the event.  A float is written in its
+shortest decimal form, which loads back bit-equal.  JSON has no NaN and no infinity: they are written as the strings
+"NaN", "Infinity" and "-Infinity", and become floats again when read.
 """
 
 import dataclasses
@@ -127,6 +127,34 @@ class ValidRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """What the model got in one task."""
+
+    metric: str
+    """Which number of the task this is, such as acc."""
+    value: float
+    """Mean over the documents."""
+    stderr: float | None
+    """Standard error of the mean; None for a single document."""
+    documents: int
+    """Documents that were scored."""
+    layers_executed: float | None = None
+    """Mean layers executed for what was scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksRecord:
+    """Tasks scored after `step` steps."""
+
+    step: int
+    attempt: int
+    scores: Mapping[str, TaskScore]
+    """By name of the task."""
+    seconds: float
+    """Wall time that it took."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EventRecord:
     """Something that happened after `step` steps.
 
@@ -142,7 +170,7 @@ class EventRecord:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-Record = TrainRecord | ValidRecord | EventRecord
+Record = TrainRecord | ValidRecord | TasksRecord | EventRecord
 
 
 def to_json(record: Record) -> str:
@@ -152,6 +180,8 @@ def to_json(record: Record) -> str:
             kind: dict[str, Any] = {"kind": "train"}
         case ValidRecord():
             kind = {"kind": "valid"}
+        case TasksRecord():
+            kind = {"kind": "tasks"}
         case EventRecord():
             kind = {}
     values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
@@ -172,17 +202,21 @@ def from_json(line: str) -> Record | None:
         return TrainRecord(**_values(TrainRecord, raw))
     if kind == "valid":
         return ValidRecord(**_values(ValidRecord, raw))
+    if kind == "tasks":
+        values = _values(TasksRecord, raw)
+        values["scores"] = {name: TaskScore(**_values(TaskScore, score)) for name, score in values["scores"].items()}
+        return TasksRecord(**values)
     if kind in EVENT_KINDS:
         return EventRecord(**_values(EventRecord, raw))
     return None
 
 
-def _values(cls: type[Record], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _values(cls: type[Record | TaskScore], raw: Mapping[str, Any]) -> dict[str, Any]:
     fields = dataclasses.fields(cls)
     names = [f.name for f in fields if f.name in raw]
     missing = [f.name for f in fields if f.name not in raw and not _has_default(f)]
     if missing:
-        raise ValueError(f"a {raw['kind']!r} line of metrics lacks {', '.join(missing)}")
+        raise ValueError(f"a {raw.get('kind', 'score of a task')!r} line of metrics lacks {', '.join(missing)}")
     return {name: raw[name] if name in ("kind", "message") else _restored(raw[name]) for name in names}
 
 
@@ -193,6 +227,8 @@ def _has_default(of: "dataclasses.Field[Any]") -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, TaskScore):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

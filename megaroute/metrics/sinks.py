@@ -1,4 +1,4 @@
-"""Where records go.  A sink is one class with four methods; the base class takes everything and does nothing."""
+"""Where records go.  A sink is one class with five methods; the base class takes everything and does nothing."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from megaroute.common.errors import ConfigError
-from megaroute.metrics.records import EventRecord, Record, TrainRecord, ValidRecord, to_json
+from megaroute.metrics.records import EventRecord, Record, TasksRecord, TrainRecord, ValidRecord, to_json
 
 FILE_NAME = "metrics.jsonl"
 
@@ -20,6 +20,9 @@ class NullSink:
 
     def valid(self, record: ValidRecord) -> None:
         """Take one validation."""
+
+    def tasks(self, record: TasksRecord) -> None:
+        """Take one scoring of tasks."""
 
     def event(self, record: EventRecord) -> None:
         """Take one event."""
@@ -39,6 +42,9 @@ class JsonlSink(NullSink):
         self._write(record)
 
     def valid(self, record: ValidRecord) -> None:
+        self._write(record)
+
+    def tasks(self, record: TasksRecord) -> None:
         self._write(record)
 
     def event(self, record: EventRecord) -> None:
@@ -110,6 +116,9 @@ class TensorBoardSink(NullSink):
     def valid(self, record: ValidRecord) -> None:
         scores = {"loss/valid": record.loss, "loss/valid_bits_per_byte": record.bits_per_byte}
         self._write(record.step, {**scores, **self._per_unit("density_valid", record.density)})
+
+    def tasks(self, record: TasksRecord) -> None:
+        self._write(record.step, {f"tasks/{name}": score.value for name, score in record.scores.items()})
 
     def close(self) -> None:
         self._monitor.tb_monitor.summary_writer.close()

@@ -132,6 +132,9 @@ def _losses(run: RunView) -> list[Fact]:
         valid = run.history.valid[-1]
         note = f"validation loss {valid.loss:.4f} nats per token on {valid.rows:,} rows, after step {valid.step:,}"
         facts.append(Fact("Validation", f"{valid.bits_per_byte:.4f} bits per byte", note))
+    for name, score in run.history.tasks[-1].scores.items() if run.history.tasks else ():
+        note = f"{score.metric} of {score.documents:,} documents, after step {run.history.tasks[-1].step:,}"
+        facts.append(Fact(name, f"{100 * score.value:.1f} %", note))
     return facts
 
 

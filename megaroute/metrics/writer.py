@@ -8,7 +8,7 @@ from typing import Any
 
 from megaroute.config.root import Config
 from megaroute.metrics.console import LogSink, ProgressSink
-from megaroute.metrics.records import EventRecord, TrainRecord, ValidRecord
+from megaroute.metrics.records import EventRecord, TasksRecord, TrainRecord, ValidRecord
 from megaroute.metrics.run_view import mean_target
 from megaroute.metrics.sinks import FILE_NAME, JsonlSink, NullSink, TensorBoardSink
 
@@ -60,6 +60,11 @@ class MetricsWriter:
         """Write one validation."""
         for sink in self._sinks:
             sink.valid(record)
+
+    def tasks(self, record: TasksRecord) -> None:
+        """Write one scoring of tasks."""
+        for sink in self._sinks:
+            sink.tasks(record)
 
     def event(self, record: EventRecord) -> None:
         """Write one event, log its message; "start" and "resume" also get device, ranks and routed units."""

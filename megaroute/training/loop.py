@@ -1,28 +1,33 @@
 """The loop: the life of a run on one screen."""
 
 import math
+import time
 
 from megaroute.common.exit_codes import FINISHED, STOPPED
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
 from megaroute.platform.distributed import any_rank
-from megaroute.training import rollback
+from megaroute.training import rollback, tasks
 from megaroute.training.evaluate import validate
 from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import gather_cursor, run_record
 from megaroute.training.signals import StopRequest
 from megaroute.training.step import run_step
+from megaroute.training.tasks import TaskScorer
 from megaroute.training.trace import FILE_NAME, trace
 from megaroute.training.watch import Watch
 
 log = get_logger(__name__)
 
 
-def run(parts: Parts, observer: Observer, stop: StopRequest | None = None) -> int:
+def run(
+    parts: Parts, observer: Observer, stop: StopRequest | None = None, score_tasks: TaskScorer | None = None
+) -> int:
     """Train until train.steps or a request to stop; returns the exit code, FINISHED or STOPPED.
 
     `stop` listens already, perhaps since long before; without one nothing can ask.
+    `score_tasks` scores the tasks of the section `evaluate`, where there are any.
     """
     config, state, watch = parts.config, parts.state, Watch(parts, observer)
     stop = stop or StopRequest()
@@ -42,8 +47,12 @@ def run(parts: Parts, observer: Observer, stop: StopRequest | None = None) -> in
             validation = validate(parts)
             watch.validation(validation)
             state.valid_loss = validation.loss if math.isfinite(validation.loss) else None
-            if any_rank(stop.requested, parts.platform):
-                return _stop(parts, observer)
+        if score_tasks is not None and tasks.due(parts):
+            parts.pulse.enter("tasks")
+            began = time.perf_counter()
+            observer.tasks(score_tasks(parts), time.perf_counter() - began)
+        if _pauses(parts, score_tasks) and any_rank(stop.requested, parts.platform):
+            return _stop(parts, observer)
         if parts.checkpoints.due(state.step) and rollback.may_save(parts):
             _save(parts, observer, wait=not config.checkpoint.asynchronous)
     _save(parts, observer)
@@ -60,6 +69,11 @@ def _validation_due(parts: Parts) -> bool:
     train, step = parts.config.train, parts.state.step
     every = train.validate_every
     return every is not None and (step % every == 0 or step == train.steps)
+
+
+def _pauses(parts: Parts, score_tasks: TaskScorer | None) -> bool:
+    """Whether something took its time after the step, in which a request to stop may have come."""
+    return _validation_due(parts) or (score_tasks is not None and tasks.due(parts))
 
 
 def _save(parts: Parts, observer: Observer, wait: bool = True) -> None:

@@ -1,9 +1,10 @@
 """Tells the metrics what happened; on ranks other than 0 it tells nobody."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from megaroute.metrics.history import next_attempt
-from megaroute.metrics.records import EventKind, EventRecord, TrainRecord, ValidRecord
+from megaroute.metrics.records import EventKind, EventRecord, TaskScore, TasksRecord, TrainRecord, ValidRecord
 from megaroute.metrics.sinks import FILE_NAME
 from megaroute.metrics.writer import MetricsWriter
 from megaroute.training.evaluate import Validation
@@ -91,6 +92,12 @@ class Observer:
                     flops_per_token=result.flops_per_token,
                 )
             )
+
+    def tasks(self, scores: Mapping[str, TaskScore], seconds: float) -> None:
+        """One scoring of tasks."""
+        if self._writer is not None:
+            state = self._parts.state
+            self._writer.tasks(TasksRecord(step=state.step, attempt=state.attempt, scores=scores, seconds=seconds))
 
     def event(self, kind: EventKind, message: str, values: dict[str, Any] | None = None) -> None:
         """Something worth a line."""

@@ -27,11 +27,14 @@ from megaroute.training.observer import Observer
 from megaroute.training.parts import Parts
 from megaroute.training.setup import setup
 from megaroute.training.signals import StopRequest
+from megaroute.training.tasks import TaskScorer
 from megaroute.training.watchdog import Watchdog
 
 
-def main(config: Config, stop: StopRequest | None = None) -> int:
+def main(config: Config, stop: StopRequest | None = None, score_tasks: TaskScorer | None = None) -> int:
     """Train as `config` says on the ranks of the environment, until its end or `stop`; returns the exit code.
+
+    `score_tasks` scores the tasks of the section `evaluate`, where there are any.
 
     Raises UserError on every rank alike when something can be refused before training.
     """
@@ -51,7 +54,7 @@ def main(config: Config, stop: StopRequest | None = None) -> int:
         )
         with crash.logged(config.run_directory, rank), watchdog, crash.lost_peers(rank):
             lease = together(lambda: take(config.run_directory / "checkpoints") if rank == 0 else None, keep=True)[rank]
-            code = _train(setup(config, platform, world_size, lease, pulse), stop)
+            code = _train(setup(config, platform, world_size, lease, pulse), stop, score_tasks)
             dist.barrier()
         return code
     finally:
@@ -61,12 +64,12 @@ def main(config: Config, stop: StopRequest | None = None) -> int:
         distributed.stop()
 
 
-def _train(parts: Parts, stop: StopRequest | None) -> int:
+def _train(parts: Parts, stop: StopRequest | None, score_tasks: TaskScorer | None) -> int:
     config, rank = parts.config, parts.groups.rank
     observer = Observer(parts, num_parameters(config.model, config.routing))
     with crash.recorded(config.run_directory, rank), crash.lost_peers(rank):
         try:
-            code = loop.run(parts, observer, stop)
+            code = loop.run(parts, observer, stop, score_tasks)
         finally:
             observer.close()
             if parts.stream is not None:

@@ -14,6 +14,7 @@ from megaroute.evaluation.perplexity import bits_per_byte, text_files
 from megaroute.launch.rundir import prepare_run_directory
 
 WORKER = Path(__file__).resolve().parents[1] / "support" / "evaluate_worker.py"
+IN_LOOP_WORKER = WORKER.with_name("in_loop_worker.py")
 SENTENCE = "the router reads every token and decides whether a layer is worth its time or not"
 
 
@@ -92,3 +93,31 @@ def test_tasks_have_one_result_on_any_ranks(run, folder, tmp_path, world_size, t
         layers = first["tasks"][name].pop("layers_executed")
         assert layers == pytest.approx(row.pop("layers_executed"), rel=1e-6)
         assert first["tasks"][name] == row
+
+
+LAYOUTS = {
+    "tp2-sp-pp2": (4, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"]),
+    "interleaved": (
+        2,
+        ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.batch_p2p=false", "train.micro_batch=2"],
+    ),
+    "exchange": (2, ["routing.unit=mlp", "routing.dispatch.exchange=dp"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tasks_in_the_loop_are_those_of_the_checkpoint(tiny_file, folder, tmp_path, layout):
+    pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
+    world_size, overrides = LAYOUTS[layout]
+    run = tmp_path / "run"
+    tasks = ["evaluate.tasks=[piqa, nq_open]", f"evaluate.data_dir={folder}", "evaluate.limit=4", "evaluate.every=1"]
+    settings = [f"run.directory={run}", "routing.init_logit_std=2", "train.micro_batch=4", *tasks, *overrides]
+    prepare_run_directory(load_config(tiny_file, settings))
+    spec = {"config": str(tiny_file), "overrides": settings, "steps": 2}
+    first, *others = run_ranks(IN_LOOP_WORKER, world_size, spec, tmp_path / "ranks", timeout_s=280)
+    assert others == [first] * (world_size - 1)
+    expected = suite.run(open_model(run), task_list.choose(["piqa", "nq_open"], folder), folder, limit=4)["tasks"]
+    for name, score in first.items():
+        row = {key: expected[name][key] for key in score}
+        assert score == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in row.items()}
