@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^ *\(torch[<>=].*\)/\1/p' setup.cfg)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-slurm lint bench clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(INSTALLED)  ## make .venv and install megaroute with its tools for development
 
@@ -29,6 +29,9 @@ demo: setup  ## train a small routed model on this machine, from text to report,
 
 test: setup  ## run the tests; ARGS='-k name' for some, ARGS=-mslow for the slow ones
 	@$(BIN)/python -m pytest -m "not slow and not gpu and not slurm" $(ARGS)
+
+test-slurm: setup  ## run jobs on a real SLURM cluster on this machine, and break it; skipped where there is none
+	@$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

@@ -7,10 +7,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megaroute import __version__
 from megaroute.common.errors import ConfigError, MegarouteError
 from megaroute.common.pipes import quietly
+
+if TYPE_CHECKING:
+    from megaroute.training.signals import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,27 +65,48 @@ def _launch(arguments: argparse.Namespace) -> int:
     from megaroute.common import log
     from megaroute.config.load import load_config
     from megaroute.evaluation import task_list
-    from megaroute.launch import command, devices, local, rundir
+    from megaroute.launch import cluster, command, devices, local, rundir, slurm
     from megaroute.training import preflight
 
     config = load_config(arguments.config, arguments.overrides)
-    processes = command.num_processes(config, arguments.nproc)
+    inside = slurm.in_allocation()
+    launcher: cluster.Launcher = arguments.launcher or ("slurm" if inside and arguments.nproc is None else "local")
+    cluster.check_launcher(launcher, inside)
+    allocation = slurm.allocation() if launcher != "local" else None
+    processes = allocation.processes if allocation else command.num_processes(config, arguments.nproc)
     device = devices.detect_device(config.run.device)
-    launch = command.local_launch(config.run_directory / rundir.CONFIG_FILE, processes, device)
+    config_file = config.run_directory / rundir.CONFIG_FILE
+    if allocation:
+        launch = cluster.cluster_launch(config_file, config.run_directory, allocation, launcher, device)
+    else:
+        launch = command.local_launch(config_file, processes, device)
     log.configure()
     with log.when_it_takes_long("checking the data (data.verify=%s)", config.data.verify):
         preflight.check(config, processes)
     task_list.of_run(config)
     if arguments.dry_run:
+        if allocation:
+            print(cluster.host_lines(allocation), end="")
         print(command.by_hand(launch, arguments.config, arguments.overrides).shell_line())
         return 0
     rundir.prepare_run_directory(config)
     started = f"{processes} processes" if processes > 1 else "1 process"
     log.get_logger().info("starting %s in %s", started, config.run_directory)
-    status = local.run(launch, config.run.stop_grace_s)
+    if allocation:
+        cluster.write_host_file(config.run_directory, allocation)
+        status = cluster.run(launch, config.run_directory, allocation, config.run.stop_grace_s)
+    else:
+        status = local.run(launch, config.run.stop_grace_s)
     if status and config.metrics.report:
         _report_of_unfinished(config.run_directory)
     return status
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from megaroute.launch import status
+
+    print(status.table(arguments.runs))
+    return 0
 
 
 def _report_of_unfinished(directory: Path) -> None:
@@ -95,10 +120,17 @@ def _report_of_unfinished(directory: Path) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from megaroute.launch import exits
     from megaroute.training.signals import StopRequest
 
     stop = StopRequest(joined=False)
     stop.listen()  # first: to load torch takes seconds, in which a request to stop must be neither deadly nor lost
+    with exits.recorded() as codes:
+        codes.append(_rank(arguments, stop))
+    return exits.process_code(codes[-1])
+
+
+def _rank(arguments: argparse.Namespace, stop: "StopRequest") -> int:
     from megaroute.config.load import load_config
     from megaroute.launch import devices, local, slurm_env
 
@@ -198,10 +230,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megaroute {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_config(commands)
-    launch = _add(commands, "launch", _launch, "start a run on this machine", "pretrain_configs/debug/cpu.yaml")
+    launch = _add(
+        commands,
+        "launch",
+        _launch,
+        "start a run here, or on the nodes of a SLURM job",
+        "pretrain_configs/debug/cpu.yaml",
+    )
     _add_config_arguments(launch)
     launch.add_argument(
         "--nproc", type=_positive, metavar="N", help="processes; the default is tensor * pipeline * data"
+    )
+    launch.add_argument(
+        "--launcher",
+        choices=("local", "slurm", "openmpi", "mpich", "pdsh"),
+        help="who starts the processes; the default is slurm inside an allocation and local elsewhere",
     )
     launch.add_argument("--dry-run", action="store_true", help="check configuration and data, and print the command")
     pretrain = _add(
@@ -211,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    status = _add(commands, "status", _status, "print how runs stand, a line for each", "runs/*")
+    status.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
     return parser
 
 

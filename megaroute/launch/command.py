@@ -14,7 +14,7 @@ from megaroute.launch.devices import VISIBLE, Device, device_ids
 
 _FROM_OTHER_LAUNCHERS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID"),
 )
 """Variables that would tell a rank of this run that it belongs to another one, such as an allocation's shell."""
 

@@ -82,7 +82,7 @@ def run(launch: Launch, grace_s: float = GRACE_S) -> int:
         try:
             orphaned = _watch(launcher, requests, grace_s)
         finally:
-            _end_session(launcher)
+            end_session(launcher)
     return _exit_status(launcher.returncode, requests.first, orphaned)
 
 
@@ -103,7 +103,7 @@ def follow_supervisor(grace_s: float = GRACE_S) -> None:
 def _ranks(session: int) -> list[psutil.Process]:
     """The ranks of a run that have come to `follow_supervisor`, whoever their parent is now."""
     ranks = []
-    for process in _members(session):
+    for process in members(session):
         with suppress(OSError):
             if process.pid != session and os.getpgid(process.pid) == process.pid:
                 ranks.append(process)
@@ -130,7 +130,7 @@ def _watch(launcher: subprocess.Popen[bytes], requests: _Requests, grace_s: floa
     if ranks:
         log.warning("%d ranks had not stopped and were killed; resuming starts at the newest checkpoint", len(ranks))
     if ranks or requests.impatient or deadline == math.inf:
-        _kill(_members(launcher.pid))
+        _kill(members(launcher.pid))
     return orphaned
 
 
@@ -147,29 +147,29 @@ def _kill(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
-def _end_session(launcher: subprocess.Popen[bytes]) -> None:
+def end_session(launcher: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the run, after a moment for the launcher and for helpers of ranks that ended in order."""
     kill_from = time.monotonic() + _TIDY_S
-    while members := _members(launcher.pid):
+    while left := members(launcher.pid):
         now = time.monotonic()
         if now >= kill_from + _KILL_S:
-            log.error("processes %s of the run cannot be killed", [process.pid for process in members])
+            log.error("processes %s of the run cannot be killed", [process.pid for process in left])
             return
         if now >= kill_from:
-            _kill(members)
+            _kill(left)
         launcher.poll()
         time.sleep(_POLL_S)
     launcher.wait()
 
 
-def _members(session: int) -> list[psutil.Process]:
+def members(session: int) -> list[psutil.Process]:
     """Living processes of a session, whoever their parent is now."""
-    members = []
+    found = []
     for pid in psutil.pids():
         with suppress(psutil.Error, OSError):
             if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                members.append(psutil.Process(pid))
-    return members
+                found.append(psutil.Process(pid))
+    return found
 
 
 def _exit_status(code: int, request: int | None, orphaned: bool) -> int:

@@ -19,9 +19,17 @@ def set_rank_environment(environment: MutableMapping[str, str] = os.environ) -> 
     """
     if "SLURM_PROCID" not in environment:
         return False
+    if "TORCHELASTIC_RUN_ID" in environment:
+        _check_agents(environment)
+        return False
     if "RANK" in environment:
         _check_world_size(environment)
         return False
+    if "SLURM_STEP_ID" not in environment and environment.get("SLURM_NTASKS", "1") != "1":
+        raise LaunchError(
+            f"this is a batch script with {environment['SLURM_NTASKS']} tasks, and no task of srun: it would wait for "
+            "the others for ever; put srun in front, or use megaroute launch"
+        )
     ranks = {
         "RANK": _task_variable(environment, "SLURM_PROCID"),
         "WORLD_SIZE": _task_variable(environment, "SLURM_NTASKS"),
@@ -29,7 +37,7 @@ def set_rank_environment(environment: MutableMapping[str, str] = os.environ) -> 
     }
     _check_world_size({**environment, "WORLD_SIZE": environment.get("WORLD_SIZE", ranks["WORLD_SIZE"])})
     address = environment.get("MASTER_ADDR") or _first_host(environment)
-    port = environment.get("MASTER_PORT") or str(_port(environment))
+    port = environment.get("MASTER_PORT") or str(meeting_port(environment))
     environment.update(ranks, MASTER_ADDR=address, MASTER_PORT=port)
     return True
 
@@ -43,6 +51,16 @@ def _check_world_size(environment: MutableMapping[str, str]) -> None:
         )
 
 
+def _check_agents(environment: MutableMapping[str, str]) -> None:
+    """torchrun numbers the ranks itself; srun starts one torchrun for each node."""
+    agents, tasks = environment.get("GROUP_WORLD_SIZE"), environment.get("SLURM_NTASKS")
+    if "SLURM_STEP_ID" in environment and tasks is not None and agents != tasks:
+        raise LaunchError(
+            f"torchrun has {agents} nodes, but SLURM started {tasks} tasks (SLURM_NTASKS), each with a torchrun: use "
+            "srun --ntasks-per-node=1, and torchrun --nnodes with the number of nodes"
+        )
+
+
 def _task_variable(environment: MutableMapping[str, str], name: str) -> str:
     value = environment.get(name, "")
     if not value.isdigit():
@@ -50,7 +68,8 @@ def _task_variable(environment: MutableMapping[str, str], name: str) -> str:
     return value
 
 
-def _port(environment: MutableMapping[str, str]) -> int:
+def meeting_port(environment: MutableMapping[str, str]) -> int:
+    """Port of the ranks' first meeting, by job and restart."""
     # The restart count is in it so that a rank of the job's previous life, still alive on a node that SLURM lost
     # sight of, cannot join the new group.
     job = int(_task_variable(environment, "SLURM_JOB_ID"))

@@ -22,7 +22,7 @@ DOCUMENTS = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FOLDERS = ("megaroute/", "tests/", "tools/", "docs/", "pretrain_configs/")
+FOLDERS = ("megaroute/", "tests/", "tools/", "docs/", "pretrain_configs/", "slurm/")
 # A file that a run writes looks like a key of the section `metrics`.
 KEY = re.compile(rf"({'|'.join(Config.model_fields)})(\.\w+)+(?<!\.jsonl)")
 MADE_BY_THE_READER = {"mine.yaml": "pretrain_configs/debug/cpu.yaml", "run.yaml": "pretrain_configs/debug/cpu.yaml"}

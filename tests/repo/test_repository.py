@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -89,3 +90,13 @@ def test_makefile_reads_torch_from_setup_cfg(setup_cfg):
     )
     torch = next(line for line in setup_cfg["options"]["install_requires"].split() if line.startswith("torch"))
     assert f"'{torch}'" in shown.stdout
+
+
+SHELL = [".ci/run", *(str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "slurm").rglob("*.*")))]
+
+
+@pytest.mark.parametrize("file", SHELL)
+def test_shell_script_parses(file):
+    subprocess.run(["bash", "-n", file], check=True, cwd=REPOSITORY)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", "-x", file], check=True, cwd=REPOSITORY)

@@ -7,7 +7,9 @@ import pytest
 from megaroute.common.errors import LaunchError
 from megaroute.launch import slurm_env
 
-TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+TASK = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"} | {
+    "SLURM_STEP_ID": "0"
+}
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""`status.json` of a run directory: what a person on call looks at first, and what decides whether a job starts again.
+
+state      queued | running | requeued | finished | stopped | failed
+why        the reason of the state, a sentence
+attempts   every start that a job made: job, restart, hosts, times, checkpoint at its start and end, how it ended
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from megaroute.common.errors import LaunchError
+from megaroute.common.files import write_json
+from megaroute.launch.exits import Outcome
+
+FILE_NAME = "status.json"
+State = Literal["queued", "running", "requeued", "finished", "stopped", "failed"]
+
+SILENCE_S = 180.0
+"""A running job writes its status every minute; after this time without, something is wrong."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job."""
+
+    job: str
+    restart: int
+    hosts: tuple[str, ...]
+    started: str
+    first_step: int
+    """Step of the newest checkpoint at the start, 0 without one."""
+    chain: str = ""
+    """Name of the chain of jobs that it belongs to; "" for a job that requeues itself."""
+    ended: str = ""
+    last_step: int | None = None
+    """The same at the end; None while it runs, and when it was killed with its node."""
+    ending: str = ""
+    """See exits.Ending; "" like None above."""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of the file."""
+
+    state: State
+    why: str = ""
+    job: str = ""
+    restart: int = 0
+    hosts: tuple[str, ...] = ()
+    step: int = 0
+    """Last step of `metrics.jsonl`."""
+    queued: str = ""
+    started: str = ""
+    updated: str = ""
+    chain: str = ""
+    """As in Attempt: a verdict holds for all jobs of a chain."""
+    excluded: tuple[str, ...] = ()
+    """Nodes that failed their check; the job asks SLURM for others."""
+    attempts: tuple[Attempt, ...] = field(default=())
+
+    def ended(self, outcome: Outcome, checkpoint: int) -> "Status":
+        """The same with the end of the newest attempt."""
+        last = replace(self.attempts[-1], ended=now(), last_step=checkpoint, ending=outcome.ending, why=outcome.why)
+        return replace(self, attempts=(*self.attempts[:-1], last))
+
+
+def now() -> str:
+    """The time, to the second, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read(run_dir: Path) -> Status | None:
+    """The status of a run directory; None without one.  Raises LaunchError when the file is not one of ours."""
+    path = run_dir / FILE_NAME
+    try:
+        tree = json.loads(path.read_text())
+        attempts = tuple(Attempt(**{**one, "hosts": tuple(one["hosts"])}) for one in tree.pop("attempts"))
+        lists = {name: tuple(tree[name]) for name in ("hosts", "excluded")}
+        return Status(**{**tree, **lists, "attempts": attempts})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaunchError(f"{path} cannot be read ({error}); remove it, it is written anew at the next start") from None
+
+
+def write(run_dir: Path, status: Status) -> Status:
+    """Write the file, whole or not at all, with the time and the run's last step."""
+    status = replace(status, updated=now(), step=last_step(run_dir))
+    write_json(run_dir / FILE_NAME, asdict(status))
+    return status
+
+
+def checkpoint_step(run_dir: Path) -> int:
+    """Step of the newest complete checkpoint, 0 without one."""
+    steps = [int(marker.parent.name[5:]) for marker in (run_dir / "checkpoints").glob("step-*/complete.json")]
+    return max(steps, default=0)
+
+
+def last_step(run_dir: Path) -> int:
+    """Last step in `metrics.jsonl`, 0 without one."""
+    return int(_last_record(run_dir).get("step", 0))
+
+
+def _last_record(run_dir: Path) -> dict[str, Any]:
+    """The last line of a step, looked for in the last 256 KiB of the file."""
+    try:
+        with open(run_dir / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 262_144))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut by the window, or half-written
+        if isinstance(record, dict) and record.get("kind") == "train":
+            return record
+    return {}
+
+
+def table(run_dirs: Sequence[Path]) -> str:
+    """A line for each run, columns aligned: run, state, job, attempt, step, loss, checkpoint, age, hosts, reason."""
+    head = ("RUN", "STATE", "JOB", "ATTEMPT", "STEP", "LOSS", "SAVED", "SEEN", "HOSTS", "WHY")
+    rows = [head, *(_row(run_dir) for run_dir in run_dirs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _row(run_dir: Path) -> tuple[str, ...]:
+    status, record = read(run_dir), _last_record(run_dir)
+    loss = record.get("loss")
+    step, saved = f"{record.get('step', 0):,}", f"{checkpoint_step(run_dir):,}"
+    shown = f"{loss:.3f}" if isinstance(loss, float) else str(loss or "-")
+    if status is None:
+        why = "no status.json: started by hand, or not yet" if run_dir.is_dir() else "no such directory"
+        return (str(run_dir), "-", "-", "-", step, shown, saved, "-", "-", why)
+    age = _age_s(status.updated)
+    silent = status.state == "running" and age > SILENCE_S
+    why = f"no sign of job {status.job} for {duration(age)}: look at squeue" if silent else status.why
+    job = status.job or "-"
+    hosts = _short(status.hosts)
+    state = "running?" if silent else status.state
+    return (
+        str(run_dir),
+        state,
+        job,
+        str(len(status.attempts) or "-"),
+        step,
+        shown,
+        saved,
+        duration(age),
+        hosts,
+        why or "-",
+    )
+
+
+def _age_s(time: str) -> float:
+    try:
+        return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(time)).total_seconds()
+    except ValueError:
+        return 0.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would say: "12 s", "5 min", "3 h", "2 d"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _short(hosts: Sequence[str]) -> str:
+    return ",".join(hosts) if len(hosts) <= 3 else f"{hosts[0]} .. {hosts[-1]} ({len(hosts)})"

@@ -1,0 +1,169 @@
+"""A SLURM cluster of two nodes on this machine, one run to compare with, and a driver for jobs.
+
+SLURM_CLUSTER_TOOL names the script that makes the cluster; without it the one beside the checkout is used.  Tests are
+skipped where there is none, or where it cannot bring the cluster up (it wants root).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL = Path(os.environ.get("SLURM_CLUSTER_TOOL") or REPOSITORY.parent / "shared" / "tools" / "slurm-cluster")
+sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
+
+STEPS = 60
+OVERRIDES = [
+    *(f"train.steps={STEPS}", "parallel.tensor=2", "checkpoint.every=10", "run.timeout_s=60"),
+    *("metrics.report=false", "metrics.tensorboard=false", "metrics.log_every=10"),
+]
+OWN = {"SLURM_CLUSTER_DIR": "/tmp/megaroute-slurm", "SLURM_CLUSTER_PREFIX": "mrnode", "SLURM_CLUSTER_PORT": "16917"}
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        time.sleep(0.2)
+
+
+class Run:
+    """A job on the cluster and the run that it trains."""
+
+    def __init__(self, cluster: "Cluster", folder: Path, job: str) -> None:
+        self.cluster, self.folder, self.job = cluster, folder, job
+
+    def records(self, kind: str = "train") -> list[dict]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue  # half-written, or cut by a power loss
+        return [record for record in records if record["kind"] == kind]
+
+    def losses(self) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in self.records()}
+
+    def step(self) -> int:
+        return max(self.losses(), default=0)
+
+    def status(self) -> dict:
+        path = self.folder / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {"state": "", "attempts": []}
+
+    def reach(self, step: int) -> None:
+        wait_for(lambda: self.step() >= step or self._over(), 150, f"step {step}; {self.log()}")
+        assert self.step() >= step, self.log()
+
+    def finish(self, seconds: float = 260) -> None:
+        """Wait until the job is over, and nothing of it is left."""
+        wait_for(self._over, seconds, f"the end of job {self.job} ({self.status()['state']}); {self.log()}")
+        assert self.status()["state"] == "finished", self.log()
+        assert self.cluster.leftovers() == []
+
+    def stop(self) -> None:
+        """What SLURM does for --signal=B:USR1@300, without the wait."""
+        self.cluster.command("scancel", "--batch", "--signal=USR1", self.job)
+
+    def wait_for_state(self, state: str) -> None:
+        wait_for(lambda: self.status()["state"] == state, 100, f"state {state}; {self.log()}")
+
+    def log(self) -> str:
+        path = self.folder.parent / "job.log"
+        return path.read_text()[-3000:] if path.exists() else "no log"
+
+    def _over(self) -> bool:
+        shown = self.cluster.command("scontrol", "show", "job", self.job)
+        return any(word in shown for word in ("JobState=COMPLETED", "JobState=FAILED", "JobState=CANCELLED"))
+
+
+class Cluster:
+    """Commands on the cluster."""
+
+    def __init__(self, variables: dict[str, str], config: Path, folder: Path) -> None:
+        self.variables, self.config, self.folder = variables, config, folder
+        (folder / "env.sh").write_text(
+            f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={REPOSITORY} OMP_NUM_THREADS=1\n"
+        )
+
+    def command(self, *words: str) -> str:
+        environment = {**os.environ, **self.variables}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return done.stdout + done.stderr
+
+    def tool(self, *words: str) -> None:
+        subprocess.run([str(TOOL), *words], env={**os.environ, **self.variables}, check=True, timeout=120)
+
+    def submit(self, name: str, *options: str, script: str = "slurm/pretrain.sbatch", **settings: str) -> Run:
+        """sbatch of a script with the tiny configuration, on two nodes of two tasks unless `options` say otherwise."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        variables = {"MEGAROUTE_ENV": str(self.folder / "env.sh"), "MEGAROUTE_HEALTH": "quick", **settings}
+        command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--time=30", *options]
+        command += [f"--output={folder / 'job.log'}", f"--chdir={REPOSITORY}", script]
+        command += [str(self.config), *OVERRIDES, f"run.directory={folder / 'run'}"]
+        done = subprocess.run(
+            command,
+            env={**os.environ, **self.variables, **variables},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=REPOSITORY,
+        )
+        return Run(self, folder / "run", done.stdout.strip())
+
+    def leftovers(self) -> list[str]:
+        """Command lines of ranks that still run; a killed one may take a moment to go."""
+        found: list[str] = []
+        for _ in range(50):
+            found = []
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                if "pretrain" in line and str(self.folder) in line:
+                    found.append(line)
+            if not found:
+                break
+            time.sleep(0.2)
+        return found
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    from training import make_corpus, write_config
+
+    if not os.access(TOOL, os.X_OK):
+        pytest.skip(f"no {TOOL}: set SLURM_CLUSTER_TOOL to a script that makes a SLURM cluster")
+    variables = dict(OWN)
+    up = subprocess.run([str(TOOL), "up", "2", "4"], env={**os.environ, **variables}, capture_output=True, text=True)
+    if up.returncode:
+        pytest.skip(f"the cluster does not come up: {up.stderr.strip()[-300:]}")
+    variables["SLURM_CONF"] = f"{OWN['SLURM_CLUSTER_DIR']}/etc/slurm.conf"
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "corpus").mkdir()
+    config = write_config(folder, make_corpus(folder / "corpus"))
+    try:
+        yield Cluster(variables, config, folder)
+    finally:
+        subprocess.run([str(TOOL), "down"], env={**os.environ, **variables}, check=False)
+
+
+@pytest.fixture(scope="session")
+def reference(cluster: Cluster) -> dict[int, float]:
+    """Loss by step of the run that nothing interrupted, with the whole check of the nodes before it."""
+    run = cluster.submit("reference", MEGAROUTE_HEALTH="full")
+    run.finish()
+    losses = run.losses()
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    return losses

@@ -1,0 +1,93 @@
+"""What ends jobs on a cluster: each time the job comes back by itself and finishes as if nothing had been."""
+
+import pytest
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+SAVED = 12
+"""A step soon after the first checkpoint."""
+
+
+def endings(run) -> list[str]:
+    return [attempt["ending"] for attempt in run.status()["attempts"]]
+
+
+def test_signal_before_the_limit_saves_and_requeues(cluster, reference):
+    run = cluster.submit("signal")
+    run.reach(SAVED)
+    run.stop()
+    run.finish()
+    assert endings(run) == ["stopped", "finished"]
+    first, second = run.status()["attempts"]
+    assert second["first_step"] == first["last_step"] >= SAVED
+    assert run.losses() == reference
+
+
+def test_node_that_loses_power(cluster, reference):
+    run = cluster.submit("power")
+    run.reach(SAVED)
+    cluster.tool("fail", "mrnode2", "power")
+    try:
+        cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
+    finally:
+        cluster.tool("heal", "mrnode2")
+    run.finish()
+    assert endings(run)[-1] == "finished"
+    assert len(endings(run)) >= 2
+    assert run.losses() == reference
+
+
+def test_preemption_by_an_urgent_job(cluster, reference):
+    run = cluster.submit("preempted", "--partition=preemptible")
+    run.reach(SAVED)
+    urgent = ["--partition=urgent", "--nodes=2", "--ntasks-per-node=4", "--time=1", "--output=/dev/null"]
+    cluster.command("sbatch", *urgent, "--wrap=sleep 2")
+    run.finish()
+    assert endings(run) == ["stopped", "finished"]
+    assert run.losses() == reference
+
+
+def test_run_goes_on_with_fewer_nodes(cluster, reference):
+    run = cluster.submit("fewer", "--no-requeue", MEGAROUTE_REQUEUE="chain")
+    run.reach(SAVED)
+    run.stop()
+    run.wait_for_state("requeued")
+    again = cluster.submit("fewer", "--nodes=1")
+    again.finish()
+    losses = again.losses()
+    assert sorted(losses) == sorted(reference)
+    assert losses == pytest.approx(reference, rel=1e-6)
+
+
+def test_network_that_is_cut(cluster, reference):
+    run = cluster.submit("network")
+    run.reach(SAVED)
+    cluster.tool("fail", "mrnode2", "net")
+    try:
+        cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
+    finally:
+        cluster.tool("heal", "mrnode2")
+    run.finish()
+    assert len(endings(run)) >= 2
+    assert run.losses() == reference
+
+
+def test_slurmd_that_is_killed_while_its_ranks_live_on(cluster, reference):
+    run = cluster.submit("slurmd")
+    run.reach(SAVED)
+    cluster.tool("fail", "mrnode2", "slurmd")
+    cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
+    cluster.tool("heal", "mrnode2")
+    run.finish()
+    assert len(endings(run)) >= 2
+    assert run.losses() == reference
+
+
+def test_controller_that_is_killed_and_started_again(cluster, reference):
+    run = cluster.submit("controller")
+    run.reach(SAVED)
+    cluster.tool("ctld", "kill")
+    cluster.command("sleep", "2")
+    cluster.tool("ctld", "start")
+    run.finish()
+    assert run.losses() == reference
