@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megaroute.common.exit_codes import FAILED, HUNG
+from megaroute.common.exit_codes import FAILED, HUNG, LOST
+from megaroute.launch import exits
 from megaroute.training import crash
 from megaroute.training.heartbeat import Beat, Board, Pulse
 
@@ -102,6 +103,9 @@ class Watchdog:
             self._board.close_case()
         while time.monotonic() < deadline + 10.0 and not self._board.closed:
             time.sleep(self._tick_s / 5)
+        exits.write(
+            HUNG, f"no step for {self._timeout_s:g} s; log.txt says which rank hangs, {self._run_dir / 'stacks'} where"
+        )
         os._exit(HUNG)
 
     def _dump(self, beat: Beat) -> None:
@@ -140,6 +144,7 @@ class Watchdog:
             f"rank {trouble['rank']} has failed ({trouble['message']}), and this one waits for it: ended in step "
             f"{self._pulse.step}, {self._pulse.phase}",
         )
+        exits.write(LOST, f"rank {trouble['rank']} has failed, and this one waited for it")
         os._exit(FAILED)
 
 

@@ -61,10 +61,10 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {"state": "", "attempts": []}
 
     def reach(self, step: int) -> None:
-        wait_for(lambda: self.step() >= step or self._over(), 150, f"step {step}; {self.log()}")
+        wait_for(lambda: self.step() >= step or self._over(), 300, f"step {step}; {self.log()}")
         assert self.step() >= step, self.log()
 
-    def finish(self, seconds: float = 260) -> None:
+    def finish(self, seconds: float = 400) -> None:
         """Wait until the job is over, and nothing of it is left."""
         wait_for(self._over, seconds, f"the end of job {self.job} ({self.status()['state']}); {self.log()}")
         assert self.status()["state"] == "finished", self.log()
@@ -74,6 +74,15 @@ class Run:
         """What SLURM does for --signal=B:USR1@300, without the wait."""
         self.cluster.command("scancel", "--batch", "--signal=USR1", self.job)
 
+    def lose_node(self, node: str, how: str) -> None:
+        """Break a node, have SLURM notice at once and take the job back, and only then repair it."""
+        self.cluster.tool("fail", node, how)
+        try:
+            self.cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+            wait_for(lambda: "JobState=PENDING" in self._shown(), 120, f"job {self.job} to be requeued")
+        finally:
+            self.cluster.tool("heal", node)
+
     def wait_for_state(self, state: str) -> None:
         wait_for(lambda: self.status()["state"] == state, 100, f"state {state}; {self.log()}")
 
@@ -82,8 +91,10 @@ class Run:
         return path.read_text()[-3000:] if path.exists() else "no log"
 
     def _over(self) -> bool:
-        shown = self.cluster.command("scontrol", "show", "job", self.job)
-        return any(word in shown for word in ("JobState=COMPLETED", "JobState=FAILED", "JobState=CANCELLED"))
+        return any(word in self._shown() for word in ("JobState=COMPLETED", "JobState=FAILED", "JobState=CANCELLED"))
+
+    def _shown(self) -> str:
+        return self.cluster.command("scontrol", "show", "job", self.job)
 
 
 class Cluster:

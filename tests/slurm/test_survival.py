@@ -26,11 +26,7 @@ def test_signal_before_the_limit_saves_and_requeues(cluster, reference):
 def test_node_that_loses_power(cluster, reference):
     run = cluster.submit("power")
     run.reach(SAVED)
-    cluster.tool("fail", "mrnode2", "power")
-    try:
-        cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
-    finally:
-        cluster.tool("heal", "mrnode2")
+    run.lose_node("mrnode2", "power")
     run.finish()
     assert endings(run)[-1] == "finished"
     assert len(endings(run)) >= 2
@@ -62,11 +58,7 @@ def test_run_goes_on_with_fewer_nodes(cluster, reference):
 def test_network_that_is_cut(cluster, reference):
     run = cluster.submit("network")
     run.reach(SAVED)
-    cluster.tool("fail", "mrnode2", "net")
-    try:
-        cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
-    finally:
-        cluster.tool("heal", "mrnode2")
+    run.lose_node("mrnode2", "net")
     run.finish()
     assert len(endings(run)) >= 2
     assert run.losses() == reference
@@ -75,9 +67,7 @@ def test_network_that_is_cut(cluster, reference):
 def test_slurmd_that_is_killed_while_its_ranks_live_on(cluster, reference):
     run = cluster.submit("slurmd")
     run.reach(SAVED)
-    cluster.tool("fail", "mrnode2", "slurmd")
-    cluster.command("scontrol", "update", "nodename=mrnode2", "state=down", "reason=test")
-    cluster.tool("heal", "mrnode2")
+    run.lose_node("mrnode2", "slurmd")
     run.finish()
     assert len(endings(run)) >= 2
     assert run.losses() == reference
