@@ -86,7 +86,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     task_list.of_run(config)
     if arguments.dry_run:
         if allocation:
-            print(cluster.host_lines(allocation), end="")
+            print(f"# {config.run_directory / cluster.HOST_FILE} is to hold:")
+            print("".join(f"#   {line}\n" for line in cluster.host_lines(allocation).splitlines()), end="")
         print(command.by_hand(launch, arguments.config, arguments.overrides).shell_line())
         return 0
     rundir.prepare_run_directory(config)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
 
 STEPS = 60
 OVERRIDES = [
-    *(f"train.steps={STEPS}", "parallel.tensor=2", "checkpoint.every=10", "run.timeout_s=60"),
+    *(f"train.steps={STEPS}", "parallel.tensor=2", "checkpoint.every=10"),
     *("metrics.report=false", "metrics.tensorboard=false", "metrics.log_every=10"),
 ]
 OWN = {"SLURM_CLUSTER_DIR": "/tmp/megaroute-slurm", "SLURM_CLUSTER_PREFIX": "mrnode", "SLURM_CLUSTER_PORT": "16917"}

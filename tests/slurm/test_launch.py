@@ -22,5 +22,5 @@ def test_launch_in_an_allocation_starts_deepspeeds_runner_on_all_nodes(cluster, 
     run = cluster.submit("launch", script=script)
     run.finish()
     assert run.losses() == reference
-    assert "mrnode1 slots=2\nmrnode2 slots=2\n" in (run.folder.parent / "job.log").read_text()
+    assert "#   mrnode1 slots=2\n#   mrnode2 slots=2\n" in (run.folder.parent / "job.log").read_text()
     assert (run.folder / "hostfile").read_text() == "mrnode1 slots=2\nmrnode2 slots=2\n"
