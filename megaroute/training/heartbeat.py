@@ -36,6 +36,10 @@ class Pulse:
         """The phase gets on."""
         self.moved = time.monotonic()
 
+    def excuse(self, seconds: float) -> None:
+        """The process was stopped for so long, and could not have got on."""
+        self.moved = min(self.moved + seconds, time.monotonic())
+
     def follow(self, modules: Iterable[torch.nn.Module]) -> None:
         """Beat whenever one of `modules` starts a forward pass, which is once a micro-batch and pipeline chunk."""
         for module in modules:

@@ -65,7 +65,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._timeout_s, exit=True)
 
     def _run(self) -> None:
-        while not self._closing.wait(self._tick_s):
+        while not self._pause():
             # This thread may be stuck too: without Python's lock, or writing to a disk that hangs.
             faulthandler.dump_traceback_later(10 * self._tick_s + 2 * self._timeout_s, exit=True)
             try:
@@ -74,6 +74,19 @@ class Watchdog:
                 crash.say(self._run_dir, self._rank, f"the watchdog cannot write to {self._board.folder}: {error}")
                 break
         faulthandler.cancel_dump_traceback_later()
+
+    def _pause(self) -> bool:
+        """Wait for the next look; whether it is the end.
+
+        A wait that takes much longer was that of a stopped process: SLURM suspends jobs, and a virtual machine may be
+        paused.  When all goes on, no rank has missed its time.
+        """
+        began = time.monotonic()
+        ending = self._closing.wait(self._tick_s)
+        late = time.monotonic() - began - self._tick_s
+        if late > self._tick_s:
+            self._pulse.excuse(late)
+        return ending
 
     def _look(self) -> None:
         self._board.write(self._beat())

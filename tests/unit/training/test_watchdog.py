@@ -1,10 +1,14 @@
 """Which ranks the others wait for, and what a rank tells of itself."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from megaroute.common.exit_codes import HUNG
 from megaroute.training import crash
 from megaroute.training.heartbeat import Beat, Board, Pulse, new_folder
 from megaroute.training.watchdog import verdict, where
@@ -105,3 +109,45 @@ def test_a_lost_rank_is_a_sentence_and_other_errors_stay_what_they_are(message):
         raise RuntimeError(message)
     with pytest.raises(RuntimeError, match="shape mismatch"), crash.lost_peers(1):
         raise RuntimeError("shape mismatch")
+
+
+GOES_ON_THEN_HANGS = """
+import sys, time
+from pathlib import Path
+from megaroute.training.heartbeat import Board, Pulse, new_folder
+from megaroute.training.watchdog import Watchdog
+
+run_dir, pulse = Path(sys.argv[1]), Pulse()
+pulse.enter("read", 1), pulse.enter("read", 2)
+with Watchdog(Board(new_folder(run_dir)), pulse, 4.0, 0, 1, run_dir):
+    while not (run_dir / "hang").exists():
+        pulse.beat()
+        (run_dir / "beats").touch()
+        work = time.process_time() + 0.3
+        while time.process_time() < work:
+            pass
+    time.sleep(60)
+"""
+
+
+def test_a_run_that_was_suspended_goes_on_and_still_ends_when_it_hangs(tmp_path):
+    """SLURM's PreemptMode=SUSPEND stops every process of a job with SIGSTOP."""
+    run = subprocess.Popen([sys.executable, "-c", GOES_ON_THEN_HANGS, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "beats").exists)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    (tmp_path / "beats").unlink(missing_ok=True)
+    run.send_signal(signal.SIGCONT)
+    wait_for((tmp_path / "beats").exists)
+    time.sleep(1)
+    assert run.poll() is None
+    (tmp_path / "hang").touch()
+    assert run.wait(timeout=60) == HUNG
+    assert "nothing has moved for 4 s" in run.communicate()[1]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
