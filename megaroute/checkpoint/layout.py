@@ -36,6 +36,8 @@ RUN = "run.json"
 CURSOR = "cursor.json"
 LATEST = "latest"
 PARTIAL = ".partial-"
+WEIGHTS_ONLY = "weights only"
+"""RunRecord.layout of an imported model, whose checkpoint has no optimizer state."""
 
 log = get_logger(__name__)
 
@@ -57,7 +59,7 @@ class RunRecord:
     routing: dict[str, Any]
     """What of the `routing` section decides which weights there are, by dotted key (config.sizes.routing_shape)."""
     layout: str
-    """Layout that wrote the checkpoint; any other can load it."""
+    """Layout that wrote the checkpoint, or WEIGHTS_ONLY; any other can load it."""
     valid_loss: float | None = None
     """Validation loss at this very step, nats per token; None where there was no validation."""
     guards: dict[str, Any] = field(default_factory=dict)
@@ -132,12 +134,18 @@ def read_cursor(path: Path) -> dict[str, Any]:
     return read_json(path / CURSOR)
 
 
-def check_model(path: Path, model: dict[str, Any], routing: dict[str, Any]) -> None:
+def check_model(
+    path: Path,
+    model: dict[str, Any],
+    routing: dict[str, Any],
+    otherwise: str = "another run.directory to start afresh",
+) -> None:
     """Raise CheckpointError, naming the key, when a checkpoint holds another model than the configuration's.
 
     Args:
         model: the `model` section.
         routing: as in RunRecord.
+        otherwise: what may be used instead of the checkpoint's value.
     """
     record = read_run(path)
     written = {f"model.{key}": value for key, value in record.model.items()} | record.routing
@@ -146,7 +154,7 @@ def check_model(path: Path, model: dict[str, Any], routing: dict[str, Any]) -> N
         if written.get(key) != wanted.get(key):
             raise CheckpointError(
                 f"{key}: checkpoint {path} was written with {written.get(key)}, this run has {wanted.get(key)}; use "
-                f"{key}={written.get(key)}, or another run.directory to start afresh"
+                f"{key}={written.get(key)}, or {otherwise}"
             )
 
 

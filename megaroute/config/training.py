@@ -1,5 +1,6 @@
 """`optim` and `train`: the update and the length of the run."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -110,6 +111,9 @@ class CheckpointConfig(Section):
     """Write while training goes on, from a copy in host memory; the last one is always waited for."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run directory, if there is one."""
+    init_from: Path | None = None
+    """Run directory or checkpoint whose weights a new run starts with, such as an imported model; its optimizer, steps
+    and data start afresh.  Not looked at once the run has a checkpoint of its own."""
     verify: Literal["full", "sizes", "off"] = "full"
     """What is compared with the checksums before loading: every byte, file sizes, or nothing."""
     fallback: bool = False

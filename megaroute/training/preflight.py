@@ -4,9 +4,18 @@ import os
 from pathlib import Path
 
 from megaroute.checkpoint.integrity import verify
-from megaroute.checkpoint.layout import check_model, complete_checkpoints, find_latest, read_cursor
+from megaroute.checkpoint.layout import (
+    WEIGHTS_ONLY,
+    check_model,
+    complete_checkpoints,
+    find_latest,
+    read_cursor,
+    read_run,
+    resolve,
+)
 from megaroute.checkpoint.lease import check_free
 from megaroute.common.errors import CheckpointError, LaunchError
+from megaroute.common.files import sha256_file
 from megaroute.config.checks import Backend, check_config
 from megaroute.config.root import Config
 from megaroute.config.sizes import routing_shape
@@ -42,6 +51,7 @@ def _check_writable(directory: Path) -> None:
 def _check_checkpoint(config: Config) -> None:
     root = config.run_directory / "checkpoints"
     if not root.is_dir():
+        _check_initial(config)
         return
     check_free(root)
     if not config.checkpoint.resume:
@@ -50,11 +60,37 @@ def _check_checkpoint(config: Config) -> None:
                 f"checkpoint.resume is false, but {root} holds checkpoints of an earlier run, which would be mixed "
                 "with this one's; choose another run.directory or run.name, or remove that folder"
             )
+        _check_initial(config)
         return
     latest = _newest(root, config.checkpoint)
-    if latest is not None:
-        check_model(latest, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
-        Cursor.from_json(read_cursor(latest)).continued(data_identity(config.data), config.data.allow_change)
+    if latest is None:
+        _check_initial(config)
+        return
+    if read_run(latest).layout == WEIGHTS_ONLY:
+        raise CheckpointError(
+            f"run.directory: {latest} has the weights of an imported model and no optimizer state, so a run cannot go "
+            f"on from it; start one from it with checkpoint.init_from={config.run_directory} and another run.directory"
+        )
+    check_model(latest, config.model.model_dump(mode="json"), routing_shape(config.model, config.routing))
+    Cursor.from_json(read_cursor(latest)).continued(data_identity(config.data), config.data.allow_change)
+
+
+def _check_initial(config: Config) -> None:
+    """What a new run starts with must be this model, and ids must mean the same text."""
+    settings = config.checkpoint
+    if settings.init_from is None:
+        return
+    path = resolve(settings.init_from)
+    verify(path, "off" if settings.verify == "off" else "sizes")
+    routing = routing_shape(config.model, config.routing)
+    check_model(path, config.model.model_dump(mode="json"), routing, "another checkpoint.init_from")
+    saved, now = Cursor.from_json(read_cursor(path)).identity["tokenizer"], sha256_file(config.data.tokenizer)
+    if saved != now and "tokenizer" not in config.data.allow_change:
+        raise CheckpointError(
+            f"data.tokenizer: {config.data.tokenizer} has sha256 {now[:12]}, but the weights of checkpoint.init_from "
+            f"{path} read ids of {saved[:12]}, so all text would be other text to them; use that tokenizer, or say "
+            "data.allow_change=[tokenizer] to learn it anew"
+        )
 
 
 def _newest(root: Path, settings: CheckpointConfig) -> Path | None:

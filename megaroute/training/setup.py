@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megaroute.checkpoint.layout import RunRecord
+from megaroute.checkpoint.layout import RunRecord, resolve
 from megaroute.checkpoint.lease import Lease
 from megaroute.checkpoint.manager import CheckpointManager
+from megaroute.checkpoint.state import load_state
 from megaroute.common.log import get_logger
 from megaroute.config.root import Config
 from megaroute.config.sizes import routing_shape
@@ -98,6 +99,8 @@ def _positioned(parts: Parts) -> Parts:
         )
         state.guards = GuardState(**record.guards)
         parts = replace(parts, resumed_from=record.step)
+    elif parts.config.checkpoint.init_from is not None:
+        _start_from(parts, resolve(parts.config.checkpoint.init_from))
     parts = replace(parts, ledger=ledger)
     if parts.reads_tokens:
         stream = open_stream(data, "train", parts.groups.data_rank, parts.groups.dims.data, cursor)
@@ -105,6 +108,13 @@ def _positioned(parts: Parts) -> Parts:
     elif cursor is not None:
         cursor.continued(data_identity(data), data.allow_change)  # so that every rank refuses what one refuses
     return parts
+
+
+def _start_from(parts: Parts, checkpoint: Path) -> None:
+    """Give a new run the weights of another one's checkpoint, of any layout and precision."""
+    load_state(checkpoint, parts.chunks, None, parts.groups.data_group, parts.config.checkpoint.verify)
+    parts.optimizer.reload_model_params()  # masters of 16-bit weights are copies
+    log.info("starting with the weights of %s", checkpoint)
 
 
 def run_record(parts: Parts) -> RunRecord:
