@@ -27,7 +27,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--shard-gib", type=float, default=4.0, metavar="N", help="largest size of one file of weights (%(default)s)"
     )
     _add_check(to_hf)
-    return parser.parse_args(argv)
+    from_hf = ways.add_parser("from-hf", help="write a transformers model as a checkpoint that runs can start from")
+    from_hf.add_argument("model", type=Path, help="folder with config.json and safetensors files")
+    from_hf.add_argument("out", type=Path, help="run directory to make; it must not exist or be empty")
+    from_hf.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the configuration that is written"
+    )
+    from_hf.add_argument(
+        "--as",
+        dest="kind",
+        choices=("dense", "routed"),
+        help="routed: give a dense model routers, which at first execute every token (default: as the model is)",
+    )
+    from_hf.add_argument("--tokenizer", type=Path, metavar="FILE", help="sentencepiece model, where MODEL has none")
+    _add_check(from_hf)
+    arguments, rest = parser.parse_known_args(argv)  # overrides may also come after options
+    if rest and (arguments.way != "from-hf" or any("=" not in word or word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         _quiet_transformers()
-        return _to_hf(arguments)
+        return _to_hf(arguments) if arguments.way == "to-hf" else _from_hf(arguments)
     except MegarouteError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -83,6 +102,27 @@ def _to_hf(arguments: argparse.Namespace) -> int:
     reason = f" ({done.why_not_llama}, so not as a plain Llama model)" if done.why_not_llama else ""
     print(f"{arguments.out}: {done.class_name}{reason}, {done.bytes / 1e6:,.1f} MB of weights")
     print(_verdict(done.found))
+    return 0
+
+
+def _from_hf(arguments: argparse.Namespace) -> int:
+    from megaroute.evaluation.logit_gate import check_import
+    from megaroute.export.from_hf import from_hf
+
+    text, out = _text(arguments), arguments.out
+    check = None if arguments.no_check else lambda folder, source: check_import(folder, source, text)
+    routed = None if arguments.kind is None else arguments.kind == "routed"
+    done = from_hf(arguments.model, out, check, routed, arguments.overrides, arguments.tokenizer)
+    layers = len(done.config.routed_layers)
+    shape = f"{layers} of {done.config.model.num_layers} layers routed" if layers else "dense"
+    upcycled = ", upcycled" if done.upcycled else ""
+    print(f"{out}: {done.kind} model, {shape}{upcycled}, {done.bytes / 1e6:,.1f} MB of weights")
+    print(done.tokenizer)
+    print(_verdict(done.found))
+    print(
+        f"train it: megaroute launch {out}/config.yaml run.name=NAME data.train=SHARDS "
+        f"data.sequence_length={min(done.config.data.sequence_length, 2048)} train.global_batch=ROWS train.steps=STEPS"
+    )
     return 0
 
 

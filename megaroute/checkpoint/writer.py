@@ -107,26 +107,34 @@ class Staging:
 
 def write(share: Share, folder: Path, rank: int) -> Written:
     """Write a share into `folder`, which exists; rank 0 also writes what is no sharded tensor.  Raises OSError."""
-    written = Written([])
-    file: Any
-    if share.items:
-        name = f"__{rank}_0.distcp"
-        with open(folder / name, "wb") as raw:
-            file = HashedFile(raw)
-            for item in share.items:
-                begin = file.tell()
-                torch.save(_alone(item.data), file)
-                place = (name, begin, file.tell() - begin)
-                size = tuple(item.data.shape)
-                written.chunks.append((item.key, item.offset, size, item.shape, item.data.dtype, *place))
-            _to_disk(raw)
-        written.files[name] = file.record()
+    written = write_items(share.items, folder, rank) if share.items else Written([])
     if rank == 0:
-        with open(folder / COMMON, "wb") as raw:
-            file = HashedFile(raw)
-            torch.save(share.common, file)
-            _to_disk(raw)
-        written.files[COMMON] = file.record()
+        written.files |= write_common(share.common, folder)
+    return written
+
+
+def write_common(common: dict[str, Any], folder: Path) -> dict[str, FileRecord]:
+    """Write what is no sharded tensor."""
+    with open(folder / COMMON, "wb") as raw:
+        file: Any = HashedFile(raw)
+        torch.save(common, file)
+        _to_disk(raw)
+    return {COMMON: file.record()}
+
+
+def write_items(items: Iterable[Item], folder: Path, rank: int) -> Written:
+    """Write tensors into the file of a rank, one after the other, so that no more than one need be in memory."""
+    written, name = Written([]), f"__{rank}_0.distcp"
+    with open(folder / name, "wb") as raw:
+        file: Any = HashedFile(raw)
+        for item in items:
+            begin = file.tell()
+            torch.save(_alone(item.data), file)
+            place = (name, begin, file.tell() - begin)
+            size = tuple(item.data.shape)
+            written.chunks.append((item.key, item.offset, size, item.shape, item.data.dtype, *place))
+        _to_disk(raw)
+    written.files[name] = file.record()
     return written
 
 

@@ -40,7 +40,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     fit.  Rules across sections and for a given number of processes are in `megaroute.config.checks`.
     """
     path = Path(path)
-    layers = [*_file_layers(path), *(_override_layer(text) for text in overrides)]
+    return _validated([*_file_layers(path), *(_override_layer(text) for text in overrides)], path)
+
+
+def make_config(tree: Mapping[str, Any], origin: Path, overrides: Iterable[str] = ()) -> Config:
+    """The same from a tree of keys that comes from elsewhere; errors say that it comes from `origin`."""
+    return _validated([Layer(f"from {origin}", tree), *(_override_layer(text) for text in overrides)], origin)
+
+
+def _validated(layers: list[Layer], path: Path) -> Config:
     merged: dict[str, Any] = {}
     for layer in layers:
         refuse_unknown_keys(layer)

@@ -4,6 +4,7 @@ The same (seed, step, unit, sample, position) gives the same number on every ran
 when activations are recomputed; nothing has to be saved, sent or forked.
 """
 
+import math
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,9 @@ Word = TypeVar("Word", int, Tensor)
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive integers
+
+LARGEST_LOGISTIC = 24 * math.log(2.0)
+"""No noise is larger: that of a uniform number of 1 - 2^-24."""
 
 
 def _mix(x: Word) -> Word:

@@ -25,7 +25,10 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("megaroute/", "tests/", "tools/", "docs/", "pretrain_configs/", "slurm/")
 # A file that a run writes looks like a key of the section `metrics`.
 KEY = re.compile(rf"({'|'.join(Config.model_fields)})(\.\w+)+(?<!\.jsonl)")
-MADE_BY_THE_READER = {"mine.yaml": "pretrain_configs/debug/cpu.yaml", "run.yaml": "pretrain_configs/debug/cpu.yaml"}
+MADE_BY_THE_READER = dict.fromkeys(
+    ("mine.yaml", "run.yaml", "imported/dense/config.yaml", "imported/routed/config.yaml"),
+    "pretrain_configs/debug/cpu.yaml",
+)
 
 
 def blocks(document: Path, *languages: str) -> list[str]:

@@ -2,11 +2,16 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers", reason="conversions want pip install 'megaroute[export]'")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+
+from foreign import save_foreign
 
 TOOL = Path(__file__).parents[3] / "tools" / "convert_checkpoint.py"
 
@@ -55,3 +60,43 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tool, capsys, trained_run, tm
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == 1 and shown.out == "" and re.search(reason, shown.err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def llama(tiny_corpus, tmp_path):
+    return save_foreign(tmp_path / "llama", tiny_corpus / "tok.model")
+
+
+def test_import_says_what_it_wrote_what_it_found_and_how_to_train_it(tool, capsys, one_process, llama, tmp_path):
+    out = tmp_path / "out"
+    assert tool.main(["from-hf", str(llama), str(out), "--as", "routed", "routing.first_dense=1"]) == 0
+    wrote, tokenizer, found, train = capsys.readouterr().out.splitlines()
+    assert wrote.endswith("out: llama model, 2 of 3 layers routed, upcycled, 0.2 MB of weights")
+    assert tokenizer.startswith(f"tokenizer: {out}/tokenizer.model, sha256 ")
+    assert found.startswith("checked in float32 on 256 tokens: logits differ by at most ")
+    assert train.startswith(f"train it: megaroute launch {out}/config.yaml run.name=NAME data.train=SHARDS ")
+
+
+def test_import_without_a_check_says_so(tool, capsys, llama, tmp_path):
+    assert tool.main(["from-hf", str(llama), str(tmp_path / "out"), "--no-check"]) == 0
+    assert "not checked (--no-check): whether it is the same model is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["{folder}", "{folder}/out"], "is no folder of a Hugging Face model"),
+        (["{folder}/llama", "{folder}/llama"], "exists and is not an empty folder"),
+        (["{folder}/llama", "{folder}/out", "--text", "{folder}/none"], "--text .* cannot be read as text"),
+        (["{folder}/llama", "{folder}/out", "--tokenizer", "{folder}/none"], "^error: --tokenizer: .* cannot be read"),
+        (
+            ["{folder}/llama", "{folder}/out", "routing.density=0.5", "nothing.is=this"],
+            "nothing .* is not a configuration key",
+        ),
+    ],
+)
+def test_bad_import_is_one_sentence_and_exit_code_2(tool, capsys, llama, tmp_path, words, reason):
+    assert tool.main(["from-hf", *(word.format(folder=tmp_path) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1 and shown.out == "" and re.search(reason, shown.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
