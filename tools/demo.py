@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from megaroute.config.root import Config
 from megaroute.config.sizes import num_parameters
 from megaroute.data.unigram import unigram_bits_per_byte
 from megaroute.metrics.history import History, differences, overlap, read_history
+from megaroute.metrics.records import TrainRecord
 from megaroute.metrics.sinks import FILE_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -172,11 +174,18 @@ def summarise(config: Config, seconds: float) -> dict[str, Any]:
         "density_measured": measured,
         "density_greedy": sum(valid.density) / len(valid.density),
         "executed_flops_share": sum(r.executed_flops for r in train) / sum(r.dense_flops for r in train),
+        "data_wait_share": data_wait_share(train),
         "resumed_at_step": next(event.step for event in history.events if event.kind == "resume"),
         "resume_compared_steps": len(overlap(history)),
         "resume_bit_equal": resumed_bit_equal(history),
         "seconds": round(seconds, 1),
     }
+
+
+def data_wait_share(train: Sequence[TrainRecord]) -> float:
+    """Share of the time of steps that they waited for rows; not of the first after a start, in which workers start."""
+    settled = [after for before, after in pairwise(train) if before.attempt == after.attempt]
+    return sum(record.data["wait_s"] for record in settled) / sum(record.seconds for record in settled)
 
 
 def resumed_bit_equal(history: History) -> bool:
@@ -198,6 +207,7 @@ def closing_lines(config: Config, summary: dict[str, Any]) -> str:
             f"routed layers executed {summary['density_measured']:.1%} of tokens (target "
             f"{summary['density_target']:.0%}), {summary['density_greedy']:.1%} in greedy validation; "
             f"{summary['executed_flops_share']:.0%} of the dense model's FLOPs",
+            f"steps waited for data {summary['data_wait_share']:.1%} of their time",
             f"killed and resumed at step {summary['resumed_at_step']}: the {summary['resume_compared_steps']} steps "
             f"that both attempts computed have {exactly}",
             f"look at {config.run_directory / 'report.html'} (curves, and which tokens skipped which layers), "

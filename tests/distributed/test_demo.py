@@ -38,5 +38,6 @@ def test_demo_is_killed_resumed_and_sums_up_what_happened(tmp_path: Path):
     assert summary["layout"] == "tp2 x pp2" and summary["steps"] == 40
     assert summary["resumed_at_step"] == 15 and summary["resume_bit_equal"] is True
     assert summary["loss_last"] < summary["loss_first"] - 0.5
+    assert 0 <= summary["data_wait_share"] < 0.5
     assert (tmp_path / "run" / "report.html").exists()
     assert str(tmp_path / "run" / "report.html") in result.stdout.splitlines()[-1]
