@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -169,6 +170,31 @@ LAYOUTS = {
     "replicas in bf16": ["train.precision=bf16"],
     "experts": ["parallel.tensor=2", "routing.router=moe", "routing.unit=mlp"],
 }
+
+
+ROLLBACK = ("train.steps=14", "optim.decay_steps=14", "checkpoint.every=4", "checkpoint.keep=9")
+ROLLBACK += ("train.rollback_after=2", "train.micro_batch=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout", [("parallel.data=2",), ("parallel.tensor=2", "parallel.sequence=true")], ids=" ".join
+)
+def test_all_ranks_go_back_when_one_of_them_has_no_number_twice(start, layout):
+    group = start(2, *ROLLBACK, *layout, kind="nan", rank=1, step=[9, 10])
+    assert group.codes() == [FINISHED] * 2
+    (told,) = [event for event in group.events("alarm") if "rollback" in event.values]
+    assert told.step == 10 and "are those of step 8 again" in told.message
+    history = read_history(group.run / "metrics.jsonl")
+    assert [record.skipped_update for record in history.train] == [step in (9, 10) for step in range(1, 15)]
+    assert all(math.isfinite(record.loss) for record in history.train if record.step not in (9, 10))
+    # The weights after it are those of step 8, updated with the rows that follow the bad ones: as one process has them.
+    alone = start(1, *ROLLBACK, "run.directory=" + str(group.folder / "alone"), kind="nan", rank=0, step=[9, 10])
+    assert alone.codes() == [FINISHED]
+    single = read_history(group.folder / "alone" / "metrics.jsonl")
+    for expected, found in zip(single.train, history.train, strict=True):
+        if expected.step not in (9, 10):
+            assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 @pytest.mark.slow

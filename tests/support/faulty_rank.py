@@ -1,7 +1,7 @@
 """One rank of a run that goes wrong: `python faulty_rank.py fault.json CONFIG KEY=VALUE ..`, as `megaroute pretrain`.
 
-The fault is {"rank", "step", "kind", ..}: what happens on that rank at the beginning of that step, from 1; without a
-kind nothing does.
+The fault is {"rank", "step", "kind", ..}: what happens on that rank at the beginning of that step, or of each of them,
+from 1; without a kind nothing does.
 """
 
 import json
@@ -29,7 +29,21 @@ def flip(parts: Any, fault: dict) -> None:
     value.data.view(-1)[:1].view(torch.int32).bitwise_xor_(1)
 
 
-FAULTS = {"sleep": sleep, "fail": fail, "flip": flip}
+def nan(parts: Any, fault: dict) -> None:
+    """Have this rank's loss, and so its gradient, be no number in this step."""
+    from megaroute.training import forward
+
+    mean_loss = forward._mean_loss
+
+    def poisoned(*arguments: Any) -> Any:
+        forward._mean_loss = mean_loss
+        loss, more = mean_loss(*arguments)
+        return loss * float("nan"), more
+
+    forward._mean_loss = poisoned
+
+
+FAULTS = {"sleep": sleep, "fail": fail, "flip": flip, "nan": nan}
 
 
 def install(fault: dict) -> None:
@@ -47,7 +61,8 @@ def install(fault: dict) -> None:
     run_step = loop.run_step
 
     def faulty(parts: Any, stop: bool) -> Any:
-        if parts.state.step + 1 == fault["step"]:
+        steps = fault["step"] if isinstance(fault["step"], list) else [fault["step"]]
+        if parts.state.step + 1 in steps:
             FAULTS[fault["kind"]](parts, fault)
         return run_step(parts, stop)
 
