@@ -18,22 +18,69 @@ def launch(tmp_path, monkeypatch):
     return make
 
 
-def test_runner_accepts_the_command_and_builds_srun_with_every_count(launch, tmp_path):
+@pytest.fixture
+def started(launch, tmp_path):
+    """The words of the command that DeepSpeed's runner makes of ours, for a launcher."""
     runner = pytest.importorskip("deepspeed.launcher.runner")
     multinode = pytest.importorskip("deepspeed.launcher.multinode_runner")
-    arguments = runner.parse_args(list(launch("slurm").argv[3:]))
-    (tmp_path / "hostfile").write_text(cluster.host_lines(ALLOCATION))
-    pool = runner.fetch_hostfile(arguments.hostfile)
-    assert dict(pool) == {"node7": 2, "node8": 2}
-    active = runner.parse_inclusion_exclusion(pool, "", "")
-    command = multinode.SlurmRunner(arguments, "", pool).get_cmd({}, active)
+
+    def words(launcher):
+        arguments = runner.parse_args(list(launch(launcher).argv[3:]))
+        assert (arguments.launcher, arguments.force_multi, arguments.no_ssh_check) == (launcher, True, True)
+        (tmp_path / "hostfile").write_text(cluster.host_lines(ALLOCATION))
+        pool = runner.fetch_hostfile(arguments.hostfile)
+        assert dict(pool) == {"node7": 2, "node8": 2}
+        active = runner.parse_inclusion_exclusion(pool, "", "")
+        if launcher == "pdsh":
+            return multinode.PDSHRunner(arguments, "V29ybGQ=").get_cmd({}, active)[0]
+        made = {"slurm": "SlurmRunner", "openmpi": "OpenMPIRunner", "mpich": "MPICHRunner"}[launcher]
+        one = getattr(multinode, made)(arguments, "", pool)
+        one.validate_args()
+        return one.get_cmd({}, active)
+
+    return words
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "openmpi", "mpich", "pdsh"])
+def test_every_launcher_gives_each_rank_what_it_must_know(started, tmp_path, launcher):
+    command = started(launcher)
+    words = command[command.index(rank.__file__) + 1 :]
+    assert words[-3:] == ["pretrain", str(tmp_path / "config.yaml"), "run.device=cpu"]
+    assert set(words[:-3]) == {
+        f"MEGAROUTE_EXITS={tmp_path}/exits/123456.1",
+        "MEGAROUTE_PROCESSES=4",
+        "MASTER_ADDR=node7",
+        f"MASTER_PORT={29500 + 456 + 101}",
+        "DS_ACCELERATOR=cpu",
+    }
+
+
+def test_srun_gets_every_count(started):
+    command = started("slurm")
     assert command[:3] == ["srun", "-n", "4"]
     assert {"--nodes=2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", "--distribution=block"} <= set(command)
-    words = command[command.index(rank.__file__) + 1 :]
-    assert f"MEGAROUTE_EXITS={tmp_path}/exits/123456.1" in words
-    assert words[-3:] == ["pretrain", str(tmp_path / "config.yaml"), "run.device=cpu"]
-    assert "MASTER_ADDR=node7" in words
-    assert f"MASTER_PORT={29500 + 456 + 101}" in words
+
+
+def test_open_mpi_gets_host_file_and_interface(started, monkeypatch, tmp_path):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("MEGAROUTE_LAUNCHER_ARGS", "--allow-run-as-root")
+    command = started("openmpi")
+    assert command[:5] == ["mpirun", "-n", "4", "-hostfile", str(tmp_path / "hostfile")]
+    assert command[command.index("btl_tcp_if_include") + 1] == "ib0"
+    assert "eth0" not in command and "--allow-run-as-root" in command
+
+
+def test_mpich_gets_counts_and_hosts(started):
+    command = started("mpich")
+    assert command[:5] == ["mpirun", "-n", "4", "-ppn", "2"]
+    assert command[command.index("-hosts") + 1] == "node7,node8"
+
+
+def test_pdsh_reaches_every_node_and_tells_the_exit_code(started):
+    command = started("pdsh")
+    assert command[:2] == ["pdsh", "-S"]
+    assert command[command.index("-w") + 1] == "node7,node8"
+    assert {"--node_rank=%n", "--master_addr=node7", f"--master_port={29500 + 456 + 101}"} <= set(command)
 
 
 def test_one_node_goes_through_srun_too(launch):
