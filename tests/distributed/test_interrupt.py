@@ -13,6 +13,7 @@ from ranks import REPOSITORY
 from training import write_config
 
 from megaroute.checkpoint.layout import complete_checkpoints, read_run
+from megaroute.common.exit_codes import HUNG
 from megaroute.metrics.history import read_history
 
 # Four processes that import torch take minutes to start on two busy cores; a hang still ends here.
@@ -95,3 +96,23 @@ def test_a_killed_run_leaves_only_whole_checkpoints_and_no_process(config):
         time.sleep(0.2)
     assert not processes_of(config)
     assert complete_checkpoints(run / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.survive
+def test_a_hang_is_the_exit_code_of_the_launch_and_the_frozen_rank_is_ended(config):
+    run = config.parent / "run"
+    process = launch(config, "parallel.pipeline=1", "train.steps=100000", "run.hang_timeout_s=15")
+    wait_for_step(run / "metrics.jsonl", 3, process)
+    (frozen,) = [other for other in processes_of(config) if is_rank(other, 1)]
+    frozen.suspend()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == HUNG, output
+    assert not processes_of(config)
+    assert "rank 1 on " in (run / "log.txt").read_text()
+
+
+def is_rank(process: psutil.Process, rank: int) -> bool:
+    """Whether DeepSpeed's launcher started the process as this rank; what a rank starts inherits its variables."""
+    parent = process.parent()
+    return process.environ().get("RANK") == str(rank) and parent is not None and "RANK" not in parent.environ()

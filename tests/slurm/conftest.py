@@ -1,173 +1,99 @@
-"""A SLURM cluster of two nodes on this machine, one run to compare with, and a driver for jobs.
+"""A SLURM cluster of two nodes, and one run to compare with.
 
-SLURM_CLUSTER_TOOL names the script that makes the cluster; without it the one beside the checkout is used.  Tests are
-skipped where there is none, or where it cannot bring the cluster up (it wants root).
+SLURM_CLUSTER_TOOL names the script that makes a cluster on this machine; without it the one beside the checkout is
+used.  It wants root, namespaces, and SLURM's packages or a way to install them; without these the tests are skipped.
+
+MEGAROUTE_SLURM_FOLDER names a folder that all nodes of an existing cluster share, as they must the checkout: jobs then
+go there, with the options for sbatch in MEGAROUTE_SLURM_OPTIONS, and tests that break nodes are skipped.
 """
 
-import json
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from ranks import REPOSITORY
+from slurm_jobs import STEPS, Cluster
+from training import make_corpus, write_config
+
 TOOL = Path(os.environ.get("SLURM_CLUSTER_TOOL") or REPOSITORY.parent / "shared" / "tools" / "slurm-cluster")
-sys.path.insert(0, str(REPOSITORY / "tests" / "support"))
-
-STEPS = 60
-OVERRIDES = [
-    *(f"train.steps={STEPS}", "parallel.tensor=2", "checkpoint.every=10"),
-    *("metrics.report=false", "metrics.tensorboard=false", "metrics.log_every=10"),
-]
-OWN = {"SLURM_CLUSTER_DIR": "/tmp/megaroute-slurm", "SLURM_CLUSTER_PREFIX": "mrnode", "SLURM_CLUSTER_PORT": "16917"}
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
-        time.sleep(0.2)
+FOLDER = "MEGAROUTE_SLURM_FOLDER"
+UP_S = 240
+"""Seconds to install SLURM and bring the cluster up."""
+OWN = {
+    "SLURM_CLUSTER_DIR": "/tmp/megaroute-slurm",
+    "SLURM_CLUSTER_PREFIX": "mrnode",
+    "SLURM_CLUSTER_PORT": "16917",
+    "SLURM_CLUSTER_MODE": "namespaces",  # nodes that share a network and a process table cannot be broken one by one
+}
 
 
-class Run:
-    """A job on the cluster and the run that it trains."""
-
-    def __init__(self, cluster: "Cluster", folder: Path, job: str) -> None:
-        self.cluster, self.folder, self.job = cluster, folder, job
-
-    def records(self, kind: str = "train") -> list[dict]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue  # half-written, or cut by a power loss
-        return [record for record in records if record["kind"] == kind]
-
-    def losses(self) -> dict[int, float]:
-        return {record["step"]: record["loss"] for record in self.records()}
-
-    def step(self) -> int:
-        return max(self.losses(), default=0)
-
-    def status(self) -> dict:
-        path = self.folder / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {"state": "", "attempts": []}
-
-    def reach(self, step: int) -> None:
-        wait_for(lambda: self.step() >= step or self._over(), 300, f"step {step}; {self.log()}")
-        assert self.step() >= step, self.log()
-
-    def finish(self, seconds: float = 400) -> None:
-        """Wait until the job is over, and nothing of it is left."""
-        wait_for(self._over, seconds, f"the end of job {self.job} ({self.status()['state']}); {self.log()}")
-        assert self.status()["state"] == "finished", self.log()
-        assert self.cluster.leftovers() == []
-
-    def stop(self) -> None:
-        """What SLURM does for --signal=B:USR1@300, without the wait."""
-        self.cluster.command("scancel", "--batch", "--signal=USR1", self.job)
-
-    def lose_node(self, node: str, how: str) -> None:
-        """Break a node, have SLURM notice at once and take the job back, and only then repair it."""
-        self.cluster.tool("fail", node, how)
-        try:
-            self.cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-            wait_for(lambda: "JobState=PENDING" in self._shown(), 120, f"job {self.job} to be requeued")
-        finally:
-            self.cluster.tool("heal", node)
-
-    def wait_for_state(self, state: str) -> None:
-        wait_for(lambda: self.status()["state"] == state, 100, f"state {state}; {self.log()}")
-
-    def log(self) -> str:
-        path = self.folder.parent / "job.log"
-        return path.read_text()[-3000:] if path.exists() else "no log"
-
-    def _over(self) -> bool:
-        return any(word in self._shown() for word in ("JobState=COMPLETED", "JobState=FAILED", "JobState=CANCELLED"))
-
-    def _shown(self) -> str:
-        return self.cluster.command("scontrol", "show", "job", self.job)
+def prepare(folder: Path) -> Path:
+    """Configuration of the tiny run, with its corpus in the folder."""
+    (folder / "corpus").mkdir()
+    return write_config(folder, make_corpus(folder / "corpus"))
 
 
-class Cluster:
-    """Commands on the cluster."""
+def bring_up() -> None:
+    """Make the cluster, in place of one that a killed session left; skips where that does not work."""
+    environment = {**os.environ, **OWN}
+    subprocess.run([str(TOOL), "down"], env=environment, capture_output=True, timeout=120, check=False)
+    up = subprocess.Popen(
+        [str(TOOL), "up", "2", "4"], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said = up.communicate(timeout=UP_S)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(up.pid, signal.SIGKILL)
+        up.wait()
+        said = f"not within {UP_S} s"
+    if up.returncode:
+        pytest.skip(f"the cluster does not come up: {said.strip()[-300:]}")
 
-    def __init__(self, variables: dict[str, str], config: Path, folder: Path) -> None:
-        self.variables, self.config, self.folder = variables, config, folder
-        (folder / "env.sh").write_text(
-            f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={REPOSITORY} OMP_NUM_THREADS=1\n"
-        )
 
-    def command(self, *words: str) -> str:
-        environment = {**os.environ, **self.variables}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        return done.stdout + done.stderr
-
-    def tool(self, *words: str) -> None:
-        subprocess.run([str(TOOL), *words], env={**os.environ, **self.variables}, check=True, timeout=120)
-
-    def submit(self, name: str, *options: str, script: str = "slurm/pretrain.sbatch", **settings: str) -> Run:
-        """sbatch of a script with the tiny configuration, on two nodes of two tasks unless `options` say otherwise."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        variables = {"MEGAROUTE_ENV": str(self.folder / "env.sh"), "MEGAROUTE_HEALTH": "quick", **settings}
-        command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--time=30", *options]
-        command += [f"--output={folder / 'job.log'}", f"--chdir={REPOSITORY}", script]
-        command += [str(self.config), *OVERRIDES, f"run.directory={folder / 'run'}"]
-        done = subprocess.run(
-            command,
-            env={**os.environ, **self.variables, **variables},
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=REPOSITORY,
-        )
-        return Run(self, folder / "run", done.stdout.strip())
-
-    def leftovers(self) -> list[str]:
-        """Command lines of ranks that still run; a killed one may take a moment to go."""
-        found: list[str] = []
-        for _ in range(50):
-            found = []
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = path.read_bytes().replace(b"\0", b" ").decode()
-                except OSError:
-                    continue
-                if "pretrain" in line and str(self.folder) in line:
-                    found.append(line)
-            if not found:
-                break
-            time.sleep(0.2)
-        return found
+def take_down() -> None:
+    subprocess.run([str(TOOL), "down"], env={**os.environ, **OWN}, timeout=120, check=False)
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    from training import make_corpus, write_config
-
+    """The existing cluster that the environment names, else one of our own."""
+    if os.environ.get(FOLDER):
+        folder = Path(tempfile.mkdtemp(prefix="megaroute-test-", dir=os.environ[FOLDER]))
+        try:
+            options = shlex.split(os.environ.get("MEGAROUTE_SLURM_OPTIONS", ""))
+            yield Cluster({}, prepare(folder), folder, tool=None, options=options)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
     if not os.access(TOOL, os.X_OK):
         pytest.skip(f"no {TOOL}: set SLURM_CLUSTER_TOOL to a script that makes a SLURM cluster")
-    variables = dict(OWN)
-    up = subprocess.run([str(TOOL), "up", "2", "4"], env={**os.environ, **variables}, capture_output=True, text=True)
-    if up.returncode:
-        pytest.skip(f"the cluster does not come up: {up.stderr.strip()[-300:]}")
-    variables["SLURM_CONF"] = f"{OWN['SLURM_CLUSTER_DIR']}/etc/slurm.conf"
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "corpus").mkdir()
-    config = write_config(folder, make_corpus(folder / "corpus"))
+    # So that the end of a session that is told to go, as by timeout(1), takes the cluster down as well.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield Cluster(variables, config, folder)
+        bring_up()
+        folder = tmp_path_factory.mktemp("slurm")
+        variables = {**OWN, "SLURM_CONF": f"{OWN['SLURM_CLUSTER_DIR']}/etc/slurm.conf"}
+        yield Cluster(variables, prepare(folder), folder, TOOL)
     finally:
-        subprocess.run([str(TOOL), "down"], env={**os.environ, **variables}, check=False)
+        take_down()
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def own_cluster(cluster: Cluster) -> Cluster:
+    """A cluster that a test may break, with partitions that preempt each other."""
+    if os.environ.get(FOLDER):
+        pytest.skip(f"{FOLDER} names a cluster that others use: nothing of it is broken")
+    return cluster
 
 
 @pytest.fixture(scope="session")

@@ -22,5 +22,8 @@ def test_launch_in_an_allocation_starts_deepspeeds_runner_on_all_nodes(cluster, 
     run = cluster.submit("launch", script=script)
     run.finish()
     assert run.losses() == reference
-    assert "#   mrnode1 slots=2\n#   mrnode2 slots=2\n" in (run.folder.parent / "job.log").read_text()
-    assert (run.folder / "hostfile").read_text() == "mrnode1 slots=2\nmrnode2 slots=2\n"
+    hosts = run.status()["attempts"][0]["hosts"]
+    lines = [f"{host} slots=2\n" for host in hosts]
+    assert len(hosts) == 2
+    assert "".join(f"#   {line}" for line in lines) in (run.folder.parent / "job.log").read_text()
+    assert (run.folder / "hostfile").read_text() == "".join(lines)

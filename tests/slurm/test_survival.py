@@ -23,8 +23,8 @@ def test_signal_before_the_limit_saves_and_requeues(cluster, reference):
     assert run.losses() == reference
 
 
-def test_node_that_loses_power(cluster, reference):
-    run = cluster.submit("power")
+def test_node_that_loses_power(own_cluster, reference):
+    run = own_cluster.submit("power")
     run.reach(SAVED)
     run.lose_node("mrnode2", "power")
     run.finish()
@@ -33,11 +33,11 @@ def test_node_that_loses_power(cluster, reference):
     assert run.losses() == reference
 
 
-def test_preemption_by_an_urgent_job(cluster, reference):
-    run = cluster.submit("preempted", "--partition=preemptible")
+def test_preemption_by_an_urgent_job(own_cluster, reference):
+    run = own_cluster.submit("preempted", "--partition=preemptible")
     run.reach(SAVED)
     urgent = ["--partition=urgent", "--nodes=2", "--ntasks-per-node=4", "--time=1", "--output=/dev/null"]
-    cluster.command("sbatch", *urgent, "--wrap=sleep 2")
+    own_cluster.command("sbatch", *urgent, "--wrap=sleep 2")
     run.finish()
     assert endings(run) == ["stopped", "finished"]
     assert run.losses() == reference
@@ -55,8 +55,9 @@ def test_run_goes_on_with_fewer_nodes(cluster, reference):
     assert losses == pytest.approx(reference, rel=1e-6)
 
 
-def test_network_that_is_cut(cluster, reference):
-    run = cluster.submit("network")
+@pytest.mark.slurm_long
+def test_network_that_is_cut(own_cluster, reference):
+    run = own_cluster.submit("network")
     run.reach(SAVED)
     run.lose_node("mrnode2", "net")
     run.finish()
@@ -64,8 +65,9 @@ def test_network_that_is_cut(cluster, reference):
     assert run.losses() == reference
 
 
-def test_slurmd_that_is_killed_while_its_ranks_live_on(cluster, reference):
-    run = cluster.submit("slurmd")
+@pytest.mark.slurm_long
+def test_slurmd_that_is_killed_while_its_ranks_live_on(own_cluster, reference):
+    run = own_cluster.submit("slurmd")
     run.reach(SAVED)
     run.lose_node("mrnode2", "slurmd")
     run.finish()
@@ -73,11 +75,12 @@ def test_slurmd_that_is_killed_while_its_ranks_live_on(cluster, reference):
     assert run.losses() == reference
 
 
-def test_controller_that_is_killed_and_started_again(cluster, reference):
-    run = cluster.submit("controller")
+@pytest.mark.slurm_long
+def test_controller_that_is_killed_and_started_again(own_cluster, reference):
+    run = own_cluster.submit("controller")
     run.reach(SAVED)
-    cluster.tool("ctld", "kill")
-    cluster.command("sleep", "2")
-    cluster.tool("ctld", "start")
+    own_cluster.tool("ctld", "kill")
+    own_cluster.command("sleep", "2")
+    own_cluster.tool("ctld", "start")
     run.finish()
     assert run.losses() == reference
