@@ -3,10 +3,12 @@
 import copy
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from megaroute.common.errors import DataError
 from megaroute.evaluation import suite, task_list
@@ -54,6 +56,25 @@ def test_suite_is_24_tasks_with_a_file_for_each_source():
     for task in task_list.TASKS + task_list.BEYOND:
         assert (suite.FOLDER / f"local_{task.name}.yaml").is_file()
     assert len(list(suite.FOLDER.glob("*.yaml"))) == 24 + 26 + 3  # three are what the local ones include
+
+
+class Loader(yaml.SafeLoader):
+    """Reads the names of functions as text."""
+
+
+Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+@pytest.mark.parametrize("task", task_list.TASKS, ids=lambda task: task.name)
+def test_usual_source_is_named(task):
+    """It cannot be read here; but what is asked of it, and how, is all there."""
+    settings = yaml.load((suite.FOLDER / f"{task.name}.yaml").read_text(), Loader)
+    assert settings["task"] == f"sl24_{task.name}" and settings["num_fewshot"] == 1
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", settings["dataset_path"])
+    assert "test_split" in settings or "validation_split" in settings
+    assert task.metric in [metric["metric"] for metric in settings["metric_list"]]
+    assert {"doc_to_text", "doc_to_target"} <= settings.keys()
+    assert settings["class"].endswith("SeededTask")
 
 
 def test_fingerprint_follows_the_task_files(monkeypatch, tmp_path):
