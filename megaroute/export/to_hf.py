@@ -21,7 +21,7 @@ from megaroute.export.safetensors_writer import Entry, write_shards
 from megaroute.export.source import Source, open_source
 from megaroute.export.tokenizer import fast_tokenizer, save_tokenizer
 
-CODE = ("configuration_megaroute.py", "modeling_megaroute.py", "routing_megaroute.py")
+CODE = tuple(f"{part}_megaroute.py" for part in ("cache", "configuration", "modeling", "routing", "tokens"))
 AUTO_MAP = {
     "AutoConfig": "configuration_megaroute.MegarouteConfig",
     "AutoModel": "modeling_megaroute.MegarouteModel",

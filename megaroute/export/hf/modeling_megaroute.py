@@ -8,8 +8,9 @@ Shapes: B samples, T tokens of this call, L keys (cache included), H hidden, n q
 m = n / G, D head width, R executed rows of the B * T flattened tokens, which go by sample, then by position.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,90 +18,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .cache_megaroute import grow_in_place
 from .configuration_megaroute import MegarouteConfig
 from .routing_megaroute import MegarouteRouter
+from .tokens_megaroute import EVERY, Rows, Sight
 
 # Releases of transformers name the cache differently, in arguments and in outputs.
 CACHE = "cache" if "cache" in {each.name for each in fields(CausalLMOutputWithPast)} else "past_key_values"
-
-
-class Rows(NamedTuple):
-    """Tokens that a unit executes."""
-
-    index_R: Tensor | None
-    """int64, rows of the flattened tokens; None for all of them."""
-    counts_B: list[int] | None
-    """How many of each sample; None for all."""
-    gate_R: Tensor | None
-    """float32, factor of what the unit adds; None for 1."""
-
-    def take(self, x_BTH: Tensor) -> Tensor:
-        """These rows, [R, H]."""
-        x_NH = x_BTH.reshape(-1, x_BTH.shape[-1])
-        return x_NH if self.index_R is None else x_NH.index_select(0, self.index_R)
-
-    def add(self, x_BTH: Tensor, branch_RH: Tensor) -> Tensor:
-        """`x_BTH` with the branch added to these rows; every other token passes untouched."""
-        if self.gate_R is not None:
-            branch_RH = branch_RH * self.gate_R[:, None].to(branch_RH.dtype)
-        if self.index_R is None:
-            return x_BTH + branch_RH.view_as(x_BTH)
-        x_NH = x_BTH.reshape(-1, x_BTH.shape[-1])
-        return x_NH.index_copy(0, self.index_R, self.take(x_BTH) + branch_RH).view_as(x_BTH)
-
-
-EVERY = Rows(None, None, None)
-
-
-@dataclass
-class Sight:
-    """What the tokens of one call are, see and have decided."""
-
-    cos_BTD: Tensor
-    sin_BTD: Tensor
-    positions_BT: Tensor
-    past: int
-    """Keys in the cache before this call."""
-    present_BL: Tensor | None = None
-    """bool, False at padding; None without padding."""
-    starts_BT: Tensor | None = None
-    """int64, first key that a token sees; None for all."""
-    given_BTL: Tensor | None = None
-    """bool, who sees whom, where the caller says so."""
-    decisions: list[Tensor] = field(default_factory=list)
-    """bool [B, T] of each routed unit so far."""
-    _masks: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def present_BT(self) -> Tensor | None:
-        """bool, False at padding, of the tokens of this call."""
-        return None if self.present_BL is None else self.present_BL[:, -self.positions_BT.shape[1] :]
-
-    def plain(self, keys: int) -> bool:
-        """Whether attention is plainly causal over the tokens of this call, or one token sees all keys."""
-        tokens = self.positions_BT.shape[1]
-        free = self.present_BL is None and self.starts_BT is None and self.given_BTL is None
-        return free and keys == self.past + tokens and (tokens == 1 or self.past == 0)
-
-    def mask(self, keys: int) -> Tensor:
-        """bool [B, T, L], which of `keys` keys each token sees.  Padding sees itself, so that no row is empty."""
-        if keys not in self._masks:
-            self._masks[keys] = self._mask(keys)
-        return self._masks[keys]
-
-    def _mask(self, keys: int) -> Tensor:
-        if self.given_BTL is not None:
-            return self.given_BTL
-        batch, tokens = self.positions_BT.shape
-        key_L = torch.arange(keys, device=self.positions_BT.device)
-        query_T = torch.arange(self.past, self.past + tokens, device=key_L.device)
-        seen = (key_L <= query_T[:, None]).expand(batch, -1, -1)
-        if self.present_BL is not None:
-            missing = keys - self.present_BL.shape[1]  # a cache of fixed length has keys not yet written
-            seen = seen & F.pad(self.present_BL, (0, missing))[:, None]
-        if self.starts_BT is not None:
-            seen = seen & (key_L >= self.starts_BT[..., None])
-        return seen | (key_L == query_T[:, None])
 
 
 class MegarouteRMSNorm(nn.Module):
@@ -168,16 +92,30 @@ class MegarouteAttention(nn.Module):
         """Each sample by itself, so that its keys are a view of the cache."""
         assert rows.index_R is not None and rows.counts_B is not None
         tokens = sight.positions_BT.shape[1]
-        one_sees_all = tokens == 1 and sight.plain(k.shape[2])
+        if tokens == 1 and sight.plain(k.shape[2]):
+            return self._one_of_each(q_RnD, k, v, rows.counts_B)
         index_R = rows.index_R % tokens
         found, at = [], 0
         for b, count in enumerate(rows.counts_B):
             if count:
                 mine = slice(at, at + count)
-                mask = None if one_sees_all else sight.mask(k.shape[2])[b : b + 1, index_R[mine]]
+                mask = sight.mask(k.shape[2])[b : b + 1, index_R[mine]]
                 found.append(self._grouped(q_RnD[None, mine], k[b : b + 1], v[b : b + 1], mask))
                 at += count
         return torch.cat(found)
+
+    def _one_of_each(self, q_RnD: Tensor, k: Tensor, v: Tensor, counts_B: list[int]) -> Tensor:
+        """[R, n * D].  One token of a sample sees all its keys; samples next to each other share a call."""
+        q = q_RnD.view(-1, self.kv_heads, self.heads_per_group, self.head_dim)
+        found, at, first = [], 0, 0
+        for executed, run in groupby(counts_B):
+            count = len(list(run))
+            if executed:
+                here = slice(first, first + count)
+                found.append(F.scaled_dot_product_attention(q[at : at + count], k[here], v[here]))
+                at += count
+            first += count
+        return torch.cat(found).view(q_RnD.shape[0], -1)
 
     def _grouped(self, q_BrnD: Tensor, k: Tensor, v: Tensor, mask_BrL: Tensor | None) -> Tensor:
         """[B * r, n * D].  The m queries that share a head become m times as many rows: no key is copied."""
@@ -311,6 +249,7 @@ class MegarouteModel(MegaroutePreTrainedModel):
         cache = past_key_values if cache is None else cache
         if cache is None and (self.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
+        grow_in_place(cache)
         assert input_ids is not None or inputs_embeds is not None
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         sight = self._sight(x, input_ids, attention_mask, position_ids, cache)
