@@ -31,6 +31,7 @@ from megaroute.checkpoint.integrity import (
 from megaroute.common.errors import CheckpointError
 from megaroute.common.files import atomic_write, write_json
 from megaroute.common.log import get_logger
+from megaroute.config.model import ModelConfig
 
 RUN = "run.json"
 CURSOR = "cursor.json"
@@ -148,7 +149,8 @@ def check_model(
         otherwise: what may be used instead of the checkpoint's value.
     """
     record = read_run(path)
-    written = {f"model.{key}": value for key, value in record.model.items()} | record.routing
+    older = {key: default for key, default in _defaults().items() if key in model}
+    written = {f"model.{key}": value for key, value in {**older, **record.model}.items()} | record.routing
     wanted = {f"model.{key}": value for key, value in model.items()} | routing
     for key in [*wanted, *written]:
         if written.get(key) != wanted.get(key):
@@ -156,6 +158,11 @@ def check_model(
                 f"{key}: checkpoint {path} was written with {written.get(key)}, this run has {wanted.get(key)}; use "
                 f"{key}={written.get(key)}, or {otherwise}"
             )
+
+
+def _defaults() -> dict[str, Any]:
+    """What a checkpoint that is older than a key of `model` was written with."""
+    return {key: field.default for key, field in ModelConfig.model_fields.items() if not field.is_required()}
 
 
 def discard(path: Path) -> None:

@@ -27,6 +27,10 @@ class ModelConfig(Section):
     """MLP activation: gated SiLU, gated GELU, or plain GELU."""
     vocab_size: PositiveInt
     """Rows of the embedding; at least the number of pieces of the tokenizer."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values have a bias, as in Qwen2."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key head before positions turn it, as in Qwen3."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection."""
     rope_base: PositiveInt = 10000

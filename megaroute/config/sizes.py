@@ -21,8 +21,10 @@ def router_parameters(model: ModelConfig, routing: RoutingConfig) -> int:
 
 
 def attention_parameters(model: ModelConfig) -> int:
-    """Query and output projections H * heads * d each, key and value projections H * kv_heads * d each."""
-    return 2 * model.hidden_size * (model.num_attention_heads + model.kv_heads) * model.head_size
+    """Query and output projections H * heads * d each, key and value projections H * kv_heads * d each, by choice
+    biases and two norms of width d."""
+    heads, bias = model.num_attention_heads + model.kv_heads, model.num_attention_heads + 2 * model.kv_heads
+    return (2 * model.hidden_size * heads + bias * model.qkv_bias + 2 * model.qk_norm) * model.head_size
 
 
 def mlp_parameters(model: ModelConfig, width: int | None = None) -> int:
@@ -51,7 +53,7 @@ def routing_shape(model: ModelConfig, routing: RoutingConfig) -> dict[str, Any]:
 
 
 def layer_parameters(model: ModelConfig) -> int:
-    """Parameters of one Transformer layer without a router: two RMSNorm weights, attention, MLP; no bias."""
+    """Parameters of one Transformer layer without a router: two RMSNorm weights, attention, MLP."""
     return 2 * model.hidden_size + attention_parameters(model) + mlp_parameters(model)
 
 

@@ -14,7 +14,7 @@ from megaroute.common.log import get_logger
 from megaroute.config.units import Unit, executed_layers
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.evaluation.load import Loaded, load_native
-from megaroute.export.architecture import LLAMA, OURS, why_not_exportable
+from megaroute.export.architecture import LLAMA, OURS, QWEN3, why_not_exportable
 from megaroute.export.source import open_source
 from megaroute.model.microbatch import micro_batch
 from megaroute.platform import device
@@ -142,15 +142,15 @@ def open_decoder(path: Path) -> Decoder:
 def _open_export(path: Path) -> Decoder:
     if importlib.util.find_spec("transformers") is None:
         raise CheckpointError(f"{path} is an exported model, which needs transformers: pip install 'megaroute[export]'")
-    from transformers import LlamaForCausalLM
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     from megaroute.export.hf.modeling_megaroute import MegarouteForCausalLM
 
     named = json.loads((path / EXPORT_SETTINGS).read_text()).get("architectures") or [None]
-    classes = {OURS: MegarouteForCausalLM, LLAMA: LlamaForCausalLM}
+    classes = {OURS: MegarouteForCausalLM, **{name: getattr(transformers, name) for name in (LLAMA, QWEN3)}}
     if named[0] not in classes:
-        raise CheckpointError(f"{path} holds a {named[0]}, and only {' and '.join(classes)} are known here")
+        raise CheckpointError(f"{path} holds a {named[0]}, and only {', '.join(classes)} are known here")
     disable_progress_bar()
     tokenizer = Tokenizer(path / "tokenizer.model", key=str(path))
     model = classes[named[0]].from_pretrained(path, dtype="auto", local_files_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 from megaroute.common.errors import ConfigError
 from megaroute.config.root import Config
 
-LLAMA, OURS = "LlamaForCausalLM", "MegarouteForCausalLM"
+LLAMA, QWEN3, OURS = "LlamaForCausalLM", "Qwen3ForCausalLM", "MegarouteForCausalLM"
 HIDDEN_ACT = {"swiglu": "silu", "geglu": "gelu", "gelu": "gelu"}
 DENSE_AT_INFERENCE = ("dense", "random_ltd")
 MULTIPLYING = ("highway", "mod")
@@ -40,7 +40,7 @@ def why_not_exportable(config: Config) -> str | None:
 
 
 def why_not_llama(config: Config) -> str | None:
-    """Why a model needs code of its own, or None when the plain Llama class computes it."""
+    """Why a model needs code of its own, or None when the plain Llama class, or a relative of it, computes it."""
     if is_routed(config):
         return "its tokens skip layers"
     if not config.model.gated:
@@ -49,6 +49,9 @@ def why_not_llama(config: Config) -> str | None:
         return "it was trained to attend within documents (data.attend_across_documents false)"
     if config.model.hidden_size % config.model.num_attention_heads:
         return "model.hidden_size is no multiple of model.num_attention_heads, which Llama wants"
+    if config.model.qkv_bias:
+        # AutoTokenizer takes Qwen2's own tokenizer for Qwen2ForCausalLM, whatever tokenizer_config.json says.
+        return "it has biases of queries, keys and values (model.qkv_bias), and Llama has none"
     return None
 
 
@@ -59,14 +62,16 @@ def is_routed(config: Config) -> bool:
 
 def class_name(config: Config) -> str:
     """The transformers class."""
-    return OURS if why_not_llama(config) else LLAMA
+    if why_not_llama(config):
+        return OURS
+    return QWEN3 if config.model.qk_norm else LLAMA
 
 
 def model_settings(config: Config, name: str, step: int, pieces: int, eod: int) -> dict[str, Any]:
     """Arguments of MegarouteConfig, or of LlamaConfig.
 
     Args:
-        name: OURS or LLAMA.
+        name: of the class.
         step: optimizer steps done, on which annealed values depend.
         pieces: ids that the tokenizer knows.
         eod: id of the end-of-document token, which also stands before each document.
@@ -88,11 +93,13 @@ def model_settings(config: Config, name: str, step: int, pieces: int, eod: int) 
         "eos_token_id": eod,
         "pad_token_id": eod,
     }
-    if name == LLAMA:
+    if name != OURS:
         return {**shape, "rope_parameters": {"rope_type": "default", "rope_theta": float(model.rope_base)}}
     ours = {
         "rope_theta": float(model.rope_base),
         "mlp_gated": model.gated,
+        "qkv_bias": model.qkv_bias,
+        "qk_norm": model.qk_norm,
         "attend_across_documents": config.data.attend_across_documents,
         "num_pieces": pieces,
     }

@@ -6,7 +6,7 @@ from typing import Any
 from megaroute import __version__
 from megaroute.config.sizes import num_parameters
 from megaroute.config.units import executed_layers
-from megaroute.export.architecture import OURS, is_routed
+from megaroute.export.architecture import OURS, class_name, is_routed
 from megaroute.export.source import Source
 
 TEMPLATE = """---
@@ -62,7 +62,8 @@ def text(source: Source, class_name: str, found: dict[str, Any]) -> str:
 def _summary(source: Source, ours: bool) -> str:
     model = source.config.model
     if not is_routed(source.config):
-        code = "Its code is beside its weights." if ours else "It is a plain Llama model."
+        kind = class_name(source.config).removesuffix("ForCausalLM")
+        code = "Its code is beside its weights." if ours else f"It is a plain {kind} model."
         return f"A language model of {model.num_layers} layers, each computed for every token. {code}"
     layers, router = len(source.config.routed_layers), source.config.routing.router
     return (

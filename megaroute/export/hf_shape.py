@@ -7,7 +7,7 @@ from megaroute.config.model import ModelConfig
 from megaroute.export.architecture import HIDDEN_ACT
 from megaroute.export.hf_folder import OURS, SETTINGS, HFFolder, ModelError
 
-KINDS = ("llama", "mistral", OURS)
+KINDS = ("llama", "mistral", "qwen2", "qwen3", OURS)
 """model_type of what can be imported."""
 GATED = {HIDDEN_ACT[name]: name for name in ("swiglu", "geglu")}
 IGNORED = ("rotary_emb.inv_freq",)
@@ -28,6 +28,8 @@ def model_section(folder: HFFolder) -> dict[str, Any]:
         "head_dim": settings.get("head_dim"),
         "ffn_hidden_size": settings["intermediate_size"],
         "activation": GATED[settings["hidden_act"]] if gated else "gelu",
+        "qkv_bias": folder.kind == "qwen2" or settings.get("qkv_bias", False),
+        "qk_norm": folder.kind == "qwen3" or settings.get("qk_norm", False),
         "vocab_size": settings["vocab_size"],
         "tie_embeddings": bool(settings["tie_word_embeddings"]),
         "rope_base": int(_rope(settings)["rope_theta"]),
@@ -104,6 +106,9 @@ def _shape(name: str, model: ModelConfig) -> tuple[int, ...]:
         "down_proj": (hidden, width),
     }
     *_, owner, kind = name.split(".")
+    if owner in ("q_norm", "k_norm"):
+        return (model.head_size,)
     if ".routers." in name:
         return {"weight": (2, hidden), "predictor": (1, hidden), "bias": ()}[kind]
-    return shapes.get(owner, (hidden,))
+    shape = shapes.get(owner, (hidden,))
+    return shape[:1] if kind == "bias" else shape

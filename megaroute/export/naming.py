@@ -44,13 +44,16 @@ def _layer(model: ModelConfig, layer: int, routed: bool) -> Iterator[Piece]:
     ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
     attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
     yield Piece(f"{ours}.input_layernorm.weight", (f"{theirs}.input_layernorm.weight",))
-    names = tuple(f"{attention}.{name}_proj.weight" for name in "qkv")
-    if routed:
-        yield Piece(f"{ours}.self_attention.linear_q.weight", names[:1])
-        yield _grouped(f"{ours}.self_attention.linear_kv.weight", names[1:], (1, 1), model)
-    else:
-        heads = (model.num_attention_heads // model.kv_heads, 1, 1)
-        yield _grouped(f"{ours}.self_attention.linear_qkv.weight", names, heads, model)
+    for kind in ("weight", "bias") if model.qkv_bias else ("weight",):
+        names = tuple(f"{attention}.{name}_proj.{kind}" for name in "qkv")
+        if routed:
+            yield Piece(f"{ours}.self_attention.linear_q.{kind}", names[:1])
+            yield _grouped(f"{ours}.self_attention.linear_kv.{kind}", names[1:], (1, 1), model)
+        else:
+            heads = (model.num_attention_heads // model.kv_heads, 1, 1)
+            yield _grouped(f"{ours}.self_attention.linear_qkv.{kind}", names, heads, model)
+    for name in "qk" if model.qk_norm else "":
+        yield Piece(f"{ours}.self_attention.{name}_layernorm.weight", (f"{attention}.{name}_norm.weight",))
     yield Piece(f"{ours}.self_attention.linear_proj.weight", (f"{attention}.o_proj.weight",))
     yield Piece(f"{ours}.pre_mlp_layernorm.weight", (f"{theirs}.post_attention_layernorm.weight",))
     if model.gated:
@@ -69,11 +72,11 @@ def _grouped(source: str, names: tuple[str, ...], heads: tuple[int, ...], model:
 
     def split(whole: Tensor) -> list[Tensor]:
         parts = whole.view(groups, sum(heads), width, -1).split(list(heads), 1)
-        return [part.reshape(-1, whole.shape[-1]) for part in parts]
+        return [part.reshape(-1, *whole.shape[1:]) for part in parts]
 
     def join(parts: Sequence[Tensor]) -> Tensor:
         grouped = [part.view(groups, count, width, -1) for part, count in zip(parts, heads, strict=True)]
-        return torch.cat(grouped, 1).reshape(-1, parts[0].shape[-1])
+        return torch.cat(grouped, 1).reshape(-1, *parts[0].shape[1:])
 
     return Piece(source, names, split, join)
 

@@ -8,11 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig
+from transformers import AutoConfig, GenerationConfig
 
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.export import card, hf
-from megaroute.export.architecture import LLAMA, OURS, check_exportable, class_name, model_settings, why_not_llama
+from megaroute.export.architecture import (
+    LLAMA,
+    OURS,
+    QWEN3,
+    check_exportable,
+    class_name,
+    model_settings,
+    why_not_llama,
+)
 from megaroute.export.destination import appearing, check_destination
 from megaroute.export.hf.configuration_megaroute import MegarouteConfig
 from megaroute.export.naming import Piece, pieces
@@ -22,6 +30,8 @@ from megaroute.export.source import Source, open_source
 from megaroute.export.tokenizer import fast_tokenizer, save_tokenizer
 
 CODE = tuple(f"{part}_megaroute.py" for part in ("cache", "configuration", "modeling", "routing", "tokens"))
+PLAIN = {LLAMA: "llama", QWEN3: "qwen3"}
+"""model_type of classes that transformers has."""
 AUTO_MAP = {
     "AutoConfig": "configuration_megaroute.MegarouteConfig",
     "AutoModel": "modeling_megaroute.MegarouteModel",
@@ -83,8 +93,8 @@ def _write_settings(folder: Path, source: Source, dtype: torch.dtype) -> None:
     name, tokenizer = class_name(source.config), source.tokenizer
     settings = model_settings(source.config, name, source.record.step, tokenizer.vocab_size, tokenizer.eod)
     settings |= {"architectures": [name], "dtype": str(dtype).removeprefix("torch.")}
-    if name == LLAMA:
-        LlamaConfig(**settings).save_pretrained(folder)
+    if name in PLAIN:
+        AutoConfig.for_model(PLAIN[name], **settings).save_pretrained(folder)
     else:
         assert name == OURS
         MegarouteConfig(**settings, auto_map=AUTO_MAP).save_pretrained(folder)

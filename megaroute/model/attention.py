@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megaroute.model.chosen_attention import causal_attention, chosen_attention
 from megaroute.model.microbatch import MicroBatch
+from megaroute.model.norm import RMSNorm
 from megaroute.model.rotary import rotate, rotate_keys
 from megaroute.routing.dispatch import gather_along
 from megaroute.routing.plan import Plan
@@ -77,6 +78,12 @@ class RoutedSelfAttention(Attention):
         )
         self.linear_q = self._column(submodules.linear_q, self.query_projection_size)
         self.linear_kv = self._column(submodules.linear_kv, 2 * self.kv_projection_size)
+        # Megatron-core sums the gradients of these over tensor ranks, which hold other heads, by their names.
+        self.q_layernorm = self._norm() if config.qk_layernorm else None
+        self.k_layernorm = self._norm() if config.qk_layernorm else None
+
+    def _norm(self) -> RMSNorm:
+        return RMSNorm(self.config, self.hidden_size_per_attention_head, self.config.layernorm_epsilon)
 
     def _column(self, linear: type, width: int) -> ColumnParallelLinear:
         built = linear(
@@ -85,7 +92,7 @@ class RoutedSelfAttention(Attention):
             config=self.config,
             init_method=self.config.init_method,
             gather_output=False,
-            bias=False,
+            bias=self.config.add_qkv_bias,
             skip_bias_add=False,
             is_expert=False,
             tp_group=self.pg_collection.tp,
@@ -137,7 +144,11 @@ class RoutedSelfAttention(Attention):
         kv, _ = self.linear_kv(h_SBH)
         if self.config.num_query_groups < self.world_size:
             kv = self._shared_group(kv)
-        return rotate_keys(kv.view(*kv.shape[:2], -1, 2 * width), rotary_pos_emb)
+        kv = kv.view(*kv.shape[:2], -1, 2 * width)
+        if self.k_layernorm is None:
+            return rotate_keys(kv, rotary_pos_emb)
+        k, v = kv.chunk(2, -1)
+        return rotate(self.k_layernorm(k), rotary_pos_emb), v
 
     def _shared_group(self, kv_SBh: Tensor) -> Tensor:
         """The one key-value head that this rank's queries use, where there are fewer heads than tensor ranks.
@@ -152,14 +163,17 @@ class RoutedSelfAttention(Attention):
 
     def _queries(self, h_SBH: Tensor, rotary_pos_emb: Tensor) -> Tensor:
         q, _ = self.linear_q(h_SBH)
-        q = q.view(*q.shape[:2], -1, self.hidden_size_per_attention_head)
-        return rotate(q, rotary_pos_emb)
+        return rotate(self._heads(q), rotary_pos_emb)
 
     def _chosen_queries(self, h_RH: Tensor, plan: Plan, rotary_pos_emb: Tensor) -> Tensor:
         q, _ = self.linear_q(h_RH)
         q = q if plan.order_R is None else q.index_select(0, plan.order_R)
-        q = q.view(q.shape[0], -1, self.hidden_size_per_attention_head)
-        return rotate(q, rotary_pos_emb[:, 0].index_select(0, plan.positions_R))
+        return rotate(self._heads(q), rotary_pos_emb[:, 0].index_select(0, plan.positions_R))
+
+    def _heads(self, q: Tensor) -> Tensor:
+        """[.., n * D] -> [.., n, D], normed where the model does that."""
+        q = q.view(*q.shape[:-1], -1, self.hidden_size_per_attention_head)
+        return q if self.q_layernorm is None else self.q_layernorm(q)
 
     def _core(self, attend: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.checkpoint_core_attention and self.training:

@@ -31,6 +31,9 @@ def _fill(shard: ShardedTensor, config: Config) -> None:
     if "norm" in shard.key:
         shard.data.fill_(1.0)
         return
+    if shard.key.endswith(".bias"):
+        shard.data.zero_()
+        return
     digest = hashlib.blake2b(f"{config.train.seed}/{shard.key}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     whole = torch.empty(shard.global_shape).normal_(0.0, _std(shard.key, config), generator=generator)

@@ -48,6 +48,8 @@ def transformer_config(config: Config) -> TransformerConfig:
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # Weights are drawn in model/initialise.py, the same for every layout; Megatron-core still has to go through its
@@ -81,7 +83,7 @@ def transformer_config(config: Config) -> TransformerConfig:
 def block_spec(config: Config, chunk: Chunk) -> TransformerBlockSubmodules:
     """Layer specs of one chunk: routed where the configuration says so, Megatron-core's own layer elsewhere."""
     routed = set(config.routed_layers)
-    specs = [_routed_layer(config) if layer in routed else _dense_layer() for layer in chunk.layers]
+    specs = [_routed_layer(config) if layer in routed else _dense_layer(config) for layer in chunk.layers]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
@@ -91,12 +93,17 @@ def _mlp() -> ModuleSpec:
     )
 
 
-def _dense_layer() -> ModuleSpec:
+def _dense_layer(config: Config) -> ModuleSpec:
+    norm = RMSNorm if config.model.qk_norm else None
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear, core_attention=CausalCoreAttention, linear_proj=RowParallelLinear
+            linear_qkv=ColumnParallelLinear,
+            core_attention=CausalCoreAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=norm,
+            k_layernorm=norm,
         ),
     )
     return ModuleSpec(
@@ -114,7 +121,7 @@ def _dense_layer() -> ModuleSpec:
 
 def _routed_layer(config: Config) -> ModuleSpec:
     if config.routing.router == "moe":
-        return expert_layer_spec(config, _dense_layer())
+        return expert_layer_spec(config, _dense_layer(config))
     return ModuleSpec(
         module=RoutedLayer,
         params={"routing": config.routing},

@@ -33,6 +33,15 @@ def test_arithmetic_counts_the_parameters_of_the_built_model(one_process, file):
     assert peak_memory() - before < 500 * 2**20
 
 
+@pytest.mark.parametrize("key", ["qkv_bias", "qk_norm"])
+def test_biases_and_norms_of_heads_are_counted(one_process, key):
+    config = load_config(FOLDER / "debug" / "cpu.yaml", [f"model.{key}=true"])
+    bring_up(WHOLE, seed=0)
+    (chunk,) = chunks_of_stage(config.model.num_layers, WHOLE, 0)
+    model = build_chunk(config, chunk, WHOLE)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(config.model, config.routing)
+
+
 def peak_memory() -> int:
     """Bytes; Linux counts in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

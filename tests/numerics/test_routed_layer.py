@@ -12,6 +12,8 @@ SHAPES = {
     "grouped-query": {"num_attention_heads": 4, "num_kv_heads": 2},
     "paper-like": {"num_attention_heads": 2, "head_dim": 64, "ffn_hidden_size": 512, "activation": "geglu"},
     "plain gelu": {"num_attention_heads": 4, "activation": "gelu"},
+    "biases": {"num_attention_heads": 4, "num_kv_heads": 2, "qkv_bias": True},
+    "normed heads": {"num_attention_heads": 4, "num_kv_heads": 2, "qk_norm": True},
 }
 
 

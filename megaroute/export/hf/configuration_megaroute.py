@@ -12,6 +12,8 @@ class MegarouteConfig(PretrainedConfig):
         hidden_act: `silu` or `gelu` (the exact one).
         mlp_gated: whether the MLP has a gate matrix.
         head_dim: width of one head.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
+        qk_norm: whether every query and key head is normed before positions turn it.
         router: who decides: `gumbel`, `early_exit`, `mod`, `highway` or `random`; see MegarouteRouter.
         router_unit: what a router stands in front of: `layer`, `attention`, `mlp`, or `separate` (both branches).
         routed_layers: indices of the layers with routers.
@@ -37,6 +39,8 @@ class MegarouteConfig(PretrainedConfig):
         head_dim: int | None = None,
         hidden_act: str = "silu",
         mlp_gated: bool = True,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
         max_position_embeddings: int = 1024,
         rope_theta: float = 10000.0,
         rms_norm_eps: float = 1e-5,
@@ -64,6 +68,8 @@ class MegarouteConfig(PretrainedConfig):
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.hidden_act = hidden_act
         self.mlp_gated = mlp_gated
+        self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
         self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps

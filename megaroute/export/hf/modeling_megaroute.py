@@ -57,23 +57,28 @@ class MegarouteAttention(nn.Module):
         self.kv_heads = config.num_key_value_heads
         self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
         hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(hidden, width, bias=False)
-        self.k_proj = nn.Linear(hidden, self.kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * config.head_dim, bias=False)
+        self.q_proj = nn.Linear(hidden, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * config.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, hidden, bias=False)
+        norm = (config.head_dim, config.rms_norm_eps)
+        self.q_norm = MegarouteRMSNorm(*norm) if config.qk_norm else None
+        self.k_norm = MegarouteRMSNorm(*norm) if config.qk_norm else None
 
     def keys_values(self, h_BTH: Tensor, sight: Sight, cache: Any) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, L, D] of every token, those in the cache included, which is extended."""
         shape = (*h_BTH.shape[:2], self.kv_heads, self.head_dim)
-        k = rotate(self.k_proj(h_BTH).view(shape), sight.cos_BTD, sight.sin_BTD).transpose(1, 2)
+        k = self.k_proj(h_BTH).view(shape)
+        k = k if self.k_norm is None else self.k_norm(k)
+        k = rotate(k, sight.cos_BTD, sight.sin_BTD).transpose(1, 2)
         v = self.v_proj(h_BTH).view(shape).transpose(1, 2)
         return (k, v) if cache is None else cache.update(k, v, self.layer)
 
     def forward(self, h_RH: Tensor, rows: Rows, keys_values: tuple[Tensor, Tensor], sight: Sight) -> Tensor:
         """[R, H], attention output of executed rows, `h_RH` their normed input."""
-        q = rotate(
-            self.q_proj(h_RH).view(h_RH.shape[0], -1, self.head_dim), rows.take(sight.cos_BTD), rows.take(sight.sin_BTD)
-        )
+        q = self.q_proj(h_RH).view(h_RH.shape[0], -1, self.head_dim)
+        q = q if self.q_norm is None else self.q_norm(q)
+        q = rotate(q, rows.take(sight.cos_BTD), rows.take(sight.sin_BTD))
         k, v = keys_values
         if rows.counts_B is None:
             return self.o_proj(self._every(q, k, v, sight))

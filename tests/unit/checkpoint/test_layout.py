@@ -124,6 +124,15 @@ def test_resolve_refuses_a_run_with_incomplete_checkpoints_only(write, root):
             layout.resolve(named)
 
 
+def test_check_model_knows_what_a_checkpoint_older_than_a_key_has(write):
+    path = write(1)
+    layout.check_model(path, {**MODEL, "qk_norm": False}, ROUTING)
+    with pytest.raises(
+        CheckpointError, match="^model.qk_norm: checkpoint .* was written with False, this run has True"
+    ):
+        layout.check_model(path, {**MODEL, "qk_norm": True}, ROUTING)
+
+
 def test_check_model_accepts_its_own_model(write):
     layout.check_model(write(1), MODEL, ROUTING)
 

@@ -14,7 +14,7 @@ from megaroute.checkpoint.tensors import Tensors
 from megaroute.common.errors import CheckpointError
 from megaroute.config.load import load_config
 from megaroute.evaluation.load import load_run
-from megaroute.evaluation.logit_gate import check_import
+from megaroute.evaluation.logit_gate import check_export, check_import
 from megaroute.export import destination
 from megaroute.export.from_hf import from_hf
 from megaroute.export.to_hf import to_hf
@@ -95,6 +95,7 @@ def test_goes_back_with_the_same_bytes(imported, llama, tmp_path):
         ["routing.router=random", "train.seed=77", "data.attend_across_documents=false"],
         ["routing.router=dense", "model.head_dim=12", "model.num_kv_heads=1"],
         ["routing.router=dense", "model.activation=gelu"],
+        ["model.qkv_bias=true", "model.qk_norm=true"],
     ],
     ids=" ".join,
 )
@@ -114,6 +115,19 @@ def test_our_own_exports_come_back_byte_for_byte(start, advance, save, tiny, tmp
     to_hf(tmp_path / "back", tmp_path / "again", GIB, None)
     for file in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "exported" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("kind, key", [("qwen2", "qkv_bias"), ("qwen3", "qk_norm")])
+@pytest.mark.parametrize("routed", [False, True], ids=["dense", "routed"])
+def test_relatives_of_llama_keep_their_biases_and_norms(one_process, tiny_corpus, tmp_path, kind, key, routed):
+    source = save_foreign(tmp_path / "source", tiny_corpus / "tok.model", kind, tie_word_embeddings=True)
+    done = from_hf(source, tmp_path / "out", check_import, routed)
+    assert done.found["max_difference"] < 1e-5 and getattr(done.config.model, key)
+    back = to_hf(tmp_path / "out", tmp_path / "back", GIB, check_export)
+    assert back.class_name == ("MegarouteForCausalLM" if routed or kind == "qwen2" else "Qwen3ForCausalLM")
+    mine, theirs = exported_weights(tmp_path / "back"), exported_weights(source)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert all(".routers." in name for name in mine.keys() - theirs.keys())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -16,6 +16,7 @@ CASES = {
     "every second, last dense": ({"activation": "geglu"}, {"every": 2, "last_dense": 1, "init_logit_std": 2.0}),
     "probability": ({"num_kv_heads": 4}, {**ROUTED, "gate": "probability", "temperature": 0.7}),
     "one key-value head, tied": ({"num_kv_heads": 1, "tie_embeddings": True, "head_dim": 8}, ROUTED),
+    "biases and normed heads": ({"qkv_bias": True, "qk_norm": True}, ROUTED),
     "gelu": ({"activation": "gelu", "rope_base": 500, "norm_eps": 1e-3}, ROUTED),
     "dense": ({}, {"router": "dense"}),
     "early_exit": ({}, {**ROUTED, "router": "early_exit"}),

@@ -117,6 +117,8 @@ def test_ids_without_a_piece_are_not_generated(exported):
             "LlamaForCausalLM",
             None,
         ),
+        (["routing.router=dense", "model.qkv_bias=true"], "MegarouteForCausalLM", "it has biases"),
+        (["routing.router=dense", "model.qk_norm=true", "model.head_dim=12"], "Qwen3ForCausalLM", None),
         (["routing.router=dense", "model.activation=gelu"], "MegarouteForCausalLM", "has no gate"),
         (["routing.router=dense", "data.attend_across_documents=false"], "MegarouteForCausalLM", "within documents"),
         (["routing.unit=separate", "routing.gate=probability"], "MegarouteForCausalLM", "skip layers"),
