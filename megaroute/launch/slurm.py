@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from megaroute.common.errors import LaunchError
 from megaroute.launch import slurm_env
 
+TRIES = 12
+AGAIN_S = 5.0
+"""How often, and how many seconds apart, SLURM's controller is asked when it may just be restarting."""
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -86,13 +90,14 @@ def requeue(job: str, exclude: Sequence[str] = ()) -> str:
     SLURM ends the batch script at once, with SIGTERM, so the caller must ignore that.  Nodes can be excluded only
     while a job is pending, that is from now to the SIGKILL that follows.
     """
-    for number in range(12):
+    for number in range(TRIES):
         asked = _scontrol("requeue", job)
         if asked.returncode == 0:
             break
-        if number == 11 or "disabled" in asked.stderr or job_state(job) != "RUNNING":
+        # A controller that is away does not tell the state either.
+        if number == TRIES - 1 or "disabled" in asked.stderr or job_state(job) not in ("RUNNING", ""):
             return asked.stderr.strip() or "scontrol requeue failed"
-        time.sleep(5)  # the controller may be restarting
+        time.sleep(AGAIN_S)
     for _ in range(20 if exclude else 0):
         if _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join(exclude)}").returncode == 0:
             break
