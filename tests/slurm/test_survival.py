@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 SAVED = 12
 """A step soon after the first checkpoint."""
