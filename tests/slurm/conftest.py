@@ -5,6 +5,8 @@ used.  It wants root, namespaces, and SLURM's packages or a way to install them;
 
 MEGAROUTE_SLURM_FOLDER names a folder that all nodes of an existing cluster share, as they must the checkout: jobs then
 go there, with the options for sbatch in MEGAROUTE_SLURM_OPTIONS, and tests that break nodes are skipped.
+
+With MEGAROUTE_SLURM_BUDGET_S no test begins later than so many seconds: what a busy machine has no time for is skipped.
 """
 
 import os
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from training import make_corpus, write_config
 
 TOOL = Path(os.environ.get("SLURM_CLUSTER_TOOL") or REPOSITORY.parent / "shared" / "tools" / "slurm-cluster")
 FOLDER = "MEGAROUTE_SLURM_FOLDER"
+BEGAN = time.monotonic()
 UP_S = 240
 """Seconds to install SLURM and bring the cluster up."""
 OWN = {
@@ -86,6 +90,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         take_down()
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def within_budget() -> None:
+    budget = float(os.environ.get("MEGAROUTE_SLURM_BUDGET_S") or "inf")
+    used = time.monotonic() - BEGAN
+    if used > budget:
+        pytest.skip(f"{used:.0f} s have gone by, more than MEGAROUTE_SLURM_BUDGET_S={budget:g}")
 
 
 @pytest.fixture

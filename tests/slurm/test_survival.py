@@ -1,6 +1,7 @@
 """What ends jobs on a cluster: each time the job comes back by itself and finishes as if nothing had been."""
 
 import pytest
+from slurm_jobs import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -83,4 +84,18 @@ def test_controller_that_is_killed_and_started_again(own_cluster, reference):
     own_cluster.command("sleep", "2")
     own_cluster.tool("ctld", "start")
     run.finish()
+    assert run.losses() == reference
+
+
+@pytest.mark.slurm_long
+def test_controller_that_is_away_when_the_job_goes_back_to_the_queue(own_cluster, reference):
+    run = own_cluster.submit("away")
+    run.reach(SAVED)
+    own_cluster.tool("ctld", "kill")
+    run.stop_without_controller()
+    wait_for(lambda: "back to the queue" in run.log(), 100, run.log)
+    own_cluster.command("sleep", "2")
+    own_cluster.tool("ctld", "start")
+    run.finish()
+    assert endings(run) == ["stopped", "finished"]
     assert run.losses() == reference

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ranks import REPOSITORY
@@ -65,6 +67,12 @@ class Run:
     def stop(self) -> None:
         """What SLURM does for --signal=B:USR1@300, without the wait."""
         self.cluster.command("scancel", "--batch", "--signal=USR1", self.job)
+
+    def stop_without_controller(self) -> None:
+        """The same signal to the batch script, past SLURM."""
+        for pid, line in _command_lines():
+            if "megaroute.launch.job" in line and str(self.folder) in line:
+                os.kill(pid, signal.SIGUSR1)
 
     def lose_node(self, node: str, how: str) -> None:
         """Break a node, have SLURM notice at once and take the job back, and only then repair it."""
@@ -135,15 +143,15 @@ class Cluster:
         """Command lines of ranks that still run; a killed one may take a moment to go."""
         found: list[str] = []
         for _ in range(50):
-            found = []
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = path.read_bytes().replace(b"\0", b" ").decode()
-                except OSError:
-                    continue
-                if "pretrain" in line and str(self.folder) in line:
-                    found.append(line)
+            found = [line for _, line in _command_lines() if "pretrain" in line and str(self.folder) in line]
             if not found:
                 break
             time.sleep(0.2)
         return found
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    """Process id and command line of every process."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield int(path.parent.name), path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
