@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -110,31 +111,37 @@ def run(launch: Launch, run_dir: Path, allocation: slurm.Allocation, grace_s: fl
     begun = replace(before, state="running", why="", job=allocation.job, restart=allocation.restart)
     begun = replace(begun, hosts=allocation.hosts, started=status.now(), attempts=(*before.attempts, attempt))
     status.write(run_dir, begun)
-    code = _supervise(launch, grace_s)
+    code = _supervise(launch, grace_s, lambda: status.keep(run_dir, begun))
     found = exits.outcome(folder, allocation.processes, code)
     states: dict[str, status.State] = {"finished": "finished", "failed": "failed", "bad input": "failed"}
     ended = begun.ended(found, status.checkpoint_step(run_dir))
-    status.write(run_dir, replace(ended, state=states.get(found.ending, "stopped"), why=found.why))
+    status.keep(run_dir, replace(ended, state=states.get(found.ending, "stopped"), why=found.why))
     if found.why:
         log.log(30 if found.ending == "stopped" else 40, "%s: %s", found.ending, found.why)
     return (code or LOST) if found.ending == "died" else found.code
 
 
-def _supervise(launch: Launch, grace_s: float) -> int:
-    """Exit status of the runner; a signal asks the ranks to stop, a second one, or the end of the grace, ends them."""
+def _supervise(launch: Launch, grace_s: float, renew: Callable[[], object]) -> int:
+    """Exit status of the runner; a signal asks the ranks to stop, a second one, or the end of the grace, ends them.
+
+    `renew` is called every RENEW_S seconds.
+    """
     asked: list[float] = []
     handler = lambda number, frame: asked.append(time.monotonic())  # noqa: E731
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
     runner = subprocess.Popen(launch.argv, env=launch.environment(), start_new_session=True)
     try:
-        ask_from = 0.0
+        ask_from, renew_from = 0.0, time.monotonic() + status.RENEW_S
         while runner.poll() is None:
             now = time.monotonic()
             if asked and now >= ask_from:
                 ended = (len(asked) > 1 and asked[-1] - asked[0] > 1) or now - asked[0] > grace_s
                 _signal_starters(runner.pid, signal.SIGTERM if ended else signal.SIGUSR1)
                 ask_from = now + _AGAIN_S
+            if now >= renew_from:
+                renew()
+                renew_from = now + status.RENEW_S
             time.sleep(0.1)
     finally:
         local.end_session(runner)

@@ -35,7 +35,6 @@ CHECK_S = 300
 """Seconds that a check of the nodes may take."""
 AGAIN_S = 5.0
 """A request to stop is repeated: ranks that were still starting may have missed it."""
-REPORT_S = 60.0
 
 log = logging.get_logger(__name__)
 
@@ -121,7 +120,7 @@ def _run(job: Job, requests: Requests) -> int:
         outcome = replace(
             outcome, ending="stopped", why=f"{requests.asked} came, and not every rank could save in time"
         )
-    return _end(job, outcome, [host for host in bad if host in job.allocation.hosts])
+    return _end(job, begun, outcome, [host for host in bad if host in job.allocation.hosts])
 
 
 def _begin(job: Job) -> Status | int:
@@ -196,7 +195,7 @@ def _train(job: Job, begun: Status, requests: Requests) -> int:
     command += [sys.executable, "-u", "-m", "megaroute.cli", "pretrain", *job.argv]
     log.info("%s", shlex.join(command))
     step = subprocess.Popen(command, env={**os.environ, exits.FOLDER: str(job.exits.absolute())})
-    ask_from, report_from = 0.0, time.monotonic() + REPORT_S
+    ask_from, renew_from = 0.0, time.monotonic() + status.RENEW_S
     while step.poll() is None:
         now = time.monotonic()
         if requests.asked and now >= ask_from:
@@ -204,47 +203,57 @@ def _train(job: Job, begun: Status, requests: Requests) -> int:
                 log.info("%s: the ranks are asked to save and stop", requests.asked)
             step.send_signal(signal.SIGUSR1)
             ask_from = now + AGAIN_S
-        if now >= report_from:
-            status.write(job.run_dir, begun)
-            report_from = now + REPORT_S
+        if now >= renew_from:
+            status.keep(job.run_dir, begun)
+            renew_from = now + status.RENEW_S
         time.sleep(0.2)
     return step.returncode if step.returncode >= 0 else 128 - step.returncode
 
 
-def _end(job: Job, outcome: Outcome, bad: Sequence[str]) -> int:
+def _end(job: Job, begun: Status, outcome: Outcome, bad: Sequence[str]) -> int:
     """Write how it ended and do what follows from it; returns the job's exit code."""
     checkpoint = status.checkpoint_step(job.run_dir)
-    now = (status.read(job.run_dir) or Status("running")).ended(outcome, checkpoint)
+    now = begun.ended(outcome, checkpoint)
     counted = requeue.of_this_submission(now.attempts, job.allocation.job, job.chain)
     decision = requeue.decide(outcome, counted, checkpoint, _max_failures())
     log.info("%s at checkpoint %d%s", outcome.ending, checkpoint, f": {outcome.why}" if outcome.why else "")
+    if not status.keep(job.run_dir, now):
+        return _left_alone(job)
     if decision.action == "finish":
-        status.write(job.run_dir, replace(now, state="finished", why=""))
+        status.keep(job.run_dir, replace(now, state="finished", why=""))
         return FINISHED
     if decision.action == "fail":
         log.error("error: %s", decision.why)
-        status.write(job.run_dir, replace(now, state="failed", why=decision.why))
+        status.keep(job.run_dir, replace(now, state="failed", why=decision.why))
         return outcome.code if outcome.ending in ("failed", "bad input") else FAILED
     return _again(job, replace(now, why=decision.why, excluded=(*now.excluded, *bad)))
 
 
 def _again(job: Job, now: Status) -> int:
     """Back to the queue.  Where SLURM does it by itself, or a person cancelled the job, only the status is written."""
-    state = slurm.job_state(job.allocation.job)
+    state = slurm.job_state(job.allocation.job, job.allocation.restart)
+    if state == slurm.RESTARTED:
+        return _left_alone(job)
     if state == "CANCELLED":
-        status.write(job.run_dir, replace(now, state="stopped", why="cancelled; submit again to go on"))
+        status.keep(job.run_dir, replace(now, state="stopped", why="cancelled; submit again to go on"))
         return STOPPED
-    status.write(job.run_dir, replace(now, state="requeued"))
+    status.keep(job.run_dir, replace(now, state="requeued"))
     if os.environ.get("MEGAROUTE_REQUEUE") == "chain" or state not in ("RUNNING", ""):
         return STOPPED
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     log.info("back to the queue%s", f", away from {','.join(now.excluded)}" if now.excluded else "")
-    objection = slurm.requeue(job.allocation.job, now.excluded)
+    objection = slurm.requeue(job.allocation.job, job.allocation.restart, now.excluded)
     if objection:
         why = f"SLURM does not requeue the job ({objection}); submit again to go on, or use a chain"
         log.error("error: %s", why)
-        status.write(job.run_dir, replace(now, state="stopped", why=why))
+        status.keep(job.run_dir, replace(now, state="stopped", why=why))
+    return STOPPED
+
+
+def _left_alone(job: Job) -> int:
+    """This start was cut off, and SLURM has started the job again: to requeue it now would end the one that trains."""
+    log.warning("job %s was started again after restart %d: left alone", job.allocation.job, job.allocation.restart)
     return STOPPED
 
 

@@ -76,16 +76,23 @@ def srun(allocation: Allocation, tasks_per_node: int, *options: str) -> list[str
     return ["srun", *counts, "--distribution=block", "--kill-on-bad-exit=1", "--export=ALL", *options]
 
 
-def job_state(job: str) -> str:
-    """SLURM's word for the state of a job, such as RUNNING or CANCELLED; "" when it does not say."""
-    for word in _scontrol("show", "job", job).stdout.split():
-        if word.startswith("JobState="):
-            return word.partition("=")[2]
-    return ""
+RESTARTED = "RESTARTED"
+"""Not a word of SLURM's: the job runs, or waits, as a later start of it."""
 
 
-def requeue(job: str, exclude: Sequence[str] = ()) -> str:
-    """Send this job back to the queue, away from the nodes `exclude`; returns SLURM's objection, "" if none.
+def job_state(job: str, restart: int) -> str:
+    """SLURM's word for the state of a job, such as RUNNING or CANCELLED; "" when it does not say.
+
+    RESTARTED when SLURM has started the job more often than `restart` times again, so that it is no longer ours.
+    """
+    words = _scontrol("show", "job", job).stdout.split()
+    fields = {name: value for name, _, value in (word.partition("=") for word in words)}
+    restarts = fields.get("Restarts", "")
+    return RESTARTED if restarts.isdigit() and int(restarts) > restart else fields.get("JobState", "")
+
+
+def requeue(job: str, restart: int, exclude: Sequence[str] = ()) -> str:
+    """Send this start of a job back to the queue, away from the nodes `exclude`; SLURM's objection, "" if none.
 
     SLURM ends the batch script at once, with SIGTERM, so the caller must ignore that.  Nodes can be excluded only
     while a job is pending, that is from now to the SIGKILL that follows.
@@ -95,7 +102,7 @@ def requeue(job: str, exclude: Sequence[str] = ()) -> str:
         if asked.returncode == 0:
             break
         # A controller that is away does not tell the state either.
-        if number == TRIES - 1 or "disabled" in asked.stderr or job_state(job) not in ("RUNNING", ""):
+        if number == TRIES - 1 or "disabled" in asked.stderr or job_state(job, restart) not in ("RUNNING", ""):
             return asked.stderr.strip() or "scontrol requeue failed"
         time.sleep(AGAIN_S)
     for _ in range(20 if exclude else 0):

@@ -15,13 +15,18 @@ from typing import Any, Literal
 
 from megaroute.common.errors import LaunchError
 from megaroute.common.files import write_json
+from megaroute.common.log import get_logger
 from megaroute.launch.exits import Outcome
 
 FILE_NAME = "status.json"
 State = Literal["queued", "running", "requeued", "finished", "stopped", "failed"]
 
+RENEW_S = 60.0
+"""Seconds after which a running job writes its status again."""
 SILENCE_S = 180.0
-"""A running job writes its status every minute; after this time without, something is wrong."""
+"""After this time without a sign of a running job, something is wrong."""
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,25 @@ def write(run_dir: Path, status: Status) -> Status:
     status = replace(status, updated=now(), step=last_step(run_dir))
     write_json(run_dir / FILE_NAME, asdict(status))
     return status
+
+
+def keep(run_dir: Path, status: Status) -> bool:
+    """`write` for the supervisor of a run; whether the run is still its own.
+
+    It is not when a later start of the same job has written the file: this one was cut off from SLURM, which gave the
+    job other nodes, and nothing is written.  A file system that is full or gone is logged: no run may end for a status.
+    """
+    try:
+        found = read(run_dir)
+    except LaunchError:
+        found = None
+    if found is not None and found.job == status.job and found.restart > status.restart:
+        return False
+    try:
+        write(run_dir, status)
+    except OSError as error:
+        log.warning("%s is not up to date: it cannot be written (%s)", run_dir / FILE_NAME, error)
+    return True
 
 
 def checkpoint_step(run_dir: Path) -> int:

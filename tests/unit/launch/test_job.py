@@ -37,6 +37,7 @@ if [ -n "${WAIT:-}" ]; then
   touch "$LOG.up"
   while :; do sleep 0.1; done
 fi
+bash -c "${DURING:-:}"
 if [ -n "${SAVES:-}" ]; then mkdir -p "$SAVES"; touch "$SAVES/complete.json"; fi
 say "${CODES:-}"
 exit "${STATUS:-0}"
@@ -44,7 +45,7 @@ exit "${STATUS:-0}"
 SCONTROL = r"""#!/bin/bash
 case "$1 $2" in
   "show hostnames") printf 'node1\nnode2\n' ;;
-  "show job") echo "JobId=$3 JobState=${STATE:-RUNNING} Reason=None" ;;
+  "show job") echo "JobId=$3 JobState=${STATE:-RUNNING} Reason=None Restarts=${RESTARTS:-0}" ;;
   *) echo "scontrol $*" >>"$LOG" ;;
 esac
 """
@@ -146,6 +147,27 @@ def test_cancelled_job_stays_cancelled(sbatch):
     assert sbatch.run(CODES="75 75 75 75", STATE="CANCELLED") == 75
     assert sbatch.commands() == []
     assert sbatch.status().state == "stopped"
+
+
+def test_start_that_was_cut_off_leaves_the_status_of_the_next_one_and_does_not_requeue_it(sbatch):
+    taken_over = f"""sed -i 's/"restart": 0/"restart": 1/' {sbatch.run_dir}/status.json"""
+    assert sbatch.run(STATUS="143", DURING=taken_over) == 75
+    assert sbatch.commands() == []
+    assert (sbatch.status().state, sbatch.status().restart) == ("running", 1)
+
+
+def test_start_that_was_cut_off_does_not_requeue_a_job_that_slurm_has_started_again(sbatch):
+    assert sbatch.run(STATUS="143", RESTARTS="1") == 75
+    assert sbatch.commands() == []
+    assert sbatch.status().state == "running"
+
+
+@pytest.mark.parametrize("codes, code, commands", [("0 0 0 0", 0, []), ("75 75 75 75", 75, ["scontrol requeue 71"])])
+def test_status_that_cannot_be_written_changes_nothing_of_the_job(sbatch, codes, code, commands):
+    path = sbatch.run_dir / "status.json"
+    assert sbatch.run(CODES=codes, DURING=f"rm {path} && mkdir -p {path}/in-the-way") == code
+    assert sbatch.commands() == commands
+    assert "status.json is not up to date" in sbatch.said
 
 
 def test_chain_does_not_requeue_and_its_later_jobs_respect_the_verdict(sbatch):

@@ -39,14 +39,14 @@ def controller(tmp_path, monkeypatch):
 
 def test_requeue_waits_for_a_controller_that_is_being_restarted(controller):
     asked = controller(away=6)
-    assert slurm.requeue("71") == ""
+    assert slurm.requeue("71", 0) == ""
     assert asked()[-1] == "requeue 71"
     assert asked().count("requeue 71") == 4
 
 
 def test_requeue_does_not_wait_for_ever(controller):
     asked = controller(away=1000)
-    assert "Unable to contact slurm controller" in slurm.requeue("71")
+    assert "Unable to contact slurm controller" in slurm.requeue("71", 0)
     assert asked().count("requeue 71") == slurm.TRIES
 
 
@@ -55,5 +55,5 @@ def test_requeue_does_not_wait_for_ever(controller):
 )
 def test_refusal_is_final(controller, answer):
     asked = controller(**answer)
-    assert slurm.requeue("71") == answer["refusal"]
+    assert slurm.requeue("71", 0) == answer["refusal"]
     assert asked().count("requeue 71") == 1
