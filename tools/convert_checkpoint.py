@@ -6,8 +6,11 @@ Every conversion compares the logits of both models on text, and a greedy contin
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
+if not sys.warnoptions:  # Megatron-core and torch tell their own developers of things that nobody here can change
+    warnings.simplefilter("ignore")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything here is local; before transformers is imported
 
 from megaroute.common.errors import MegarouteError, UserError

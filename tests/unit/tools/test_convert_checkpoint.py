@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,3 +101,11 @@ def test_bad_import_is_one_sentence_and_exit_code_2(tool, capsys, llama, tmp_pat
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == 1 and shown.out == "" and re.search(reason, shown.err)
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_as_a_process_it_says_nothing_but_that_sentence(tmp_path):
+    """Megatron-core and torch warn while they are imported."""
+    command = [sys.executable, str(TOOL), "from-hf", str(tmp_path / "none"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"error: .*none is no folder of a Hugging Face model: .*\n", done.stderr)
