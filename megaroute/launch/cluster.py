@@ -6,6 +6,7 @@ megaroute launch                 notes signals, reads exit codes
       rank.py on every node
 """
 
+import logging
 import os
 import shlex
 import signal
@@ -55,7 +56,7 @@ def cluster_launch(
     if options:
         runner.append(f"--launcher_args={options}")
     variables = {
-        exits.FOLDER: str(exit_folder(run_dir, allocation).absolute()),
+        exits.FOLDER: str(exits.folder_of(run_dir, allocation.name).absolute()),
         rank.PROCESSES: str(allocation.processes),
         "MASTER_ADDR": first,
         "MASTER_PORT": str(meeting_port(os.environ)),
@@ -93,14 +94,9 @@ def host_lines(allocation: slurm.Allocation) -> str:
     return "".join(f"{host} slots={allocation.tasks_per_node}\n" for host in allocation.hosts)
 
 
-def exit_folder(run_dir: Path, allocation: slurm.Allocation) -> Path:
-    """Where the ranks of this start write how they ended."""
-    return run_dir / "exits" / allocation.name
-
-
 def run(launch: Launch, run_dir: Path, allocation: slurm.Allocation, grace_s: float) -> int:
     """Run to the end, keep `status.json`, and return the exit code that the ranks agree on."""
-    folder = exit_folder(run_dir, allocation)
+    folder = exits.folder_of(run_dir, allocation.name)
     folder.mkdir(parents=True, exist_ok=True)
     for note in folder.glob("rank-*.json"):
         note.unlink()  # of an earlier launch in the same allocation
@@ -117,7 +113,7 @@ def run(launch: Launch, run_dir: Path, allocation: slurm.Allocation, grace_s: fl
     ended = begun.ended(found, status.checkpoint_step(run_dir))
     status.keep(run_dir, replace(ended, state=states.get(found.ending, "stopped"), why=found.why))
     if found.why:
-        log.log(30 if found.ending == "stopped" else 40, "%s: %s", found.ending, found.why)
+        log.log(logging.WARNING if found.ending == "stopped" else logging.ERROR, "%s: %s", found.ending, found.why)
     return (code or LOST) if found.ending == "died" else found.code
 
 
@@ -128,7 +124,9 @@ def _supervise(launch: Launch, grace_s: float, renew: Callable[[], object]) -> i
     """
     asked: list[float] = []
     handler = lambda number, frame: asked.append(time.monotonic())  # noqa: E731
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored (nohup), it stays so
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
     runner = subprocess.Popen(launch.argv, env=launch.environment(), start_new_session=True)
     try:

@@ -31,6 +31,11 @@ _GONE = re.compile(
 """Words of an error whose cause is another rank, a network or a device, and not this program."""
 
 
+def folder_of(run_dir: Path, start: str) -> Path:
+    """Where the ranks of one start of a job, `Allocation.name`, write how they ended."""
+    return run_dir / "exits" / start
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How one start of a run ended."""

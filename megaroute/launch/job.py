@@ -69,7 +69,7 @@ class Job:
     @property
     def exits(self) -> Path:
         """Where the ranks of this start write how they ended."""
-        return self.run_dir / "exits" / self.allocation.name
+        return exits.folder_of(self.run_dir, self.allocation.name)
 
 
 def main(argv: Sequence[str]) -> int:

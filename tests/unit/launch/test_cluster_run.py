@@ -1,6 +1,9 @@
 """What `megaroute launch` keeps of a run on several nodes while it waits for DeepSpeed's runner."""
 
+import signal
 import sys
+
+import pytest
 
 from megaroute.launch import cluster, slurm, status
 from megaroute.launch.command import Launch
@@ -27,3 +30,24 @@ def test_status_is_renewed_while_the_run_goes_on(tmp_path, monkeypatch):
     found = status.read(tmp_path)
     assert found is not None
     assert (found.state, found.attempts[-1].ending) == ("finished", "finished")
+
+
+SRUN = """#!/bin/sh
+trap 'touch {asked}' USR1
+kill -HUP $PPID
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_hangup_asks_the_ranks_to_stop_unless_it_is_ignored(tmp_path, ignored):
+    """As under nohup."""
+    srun, asked = tmp_path / "srun", tmp_path / "asked"
+    srun.write_text(SRUN.format(asked=asked))
+    srun.chmod(0o755)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        cluster.run(Launch((str(srun),), {}), tmp_path, ALLOCATION, grace_s=60.0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert asked.exists() is not ignored
