@@ -13,6 +13,7 @@ from megaroute.common.errors import MegarouteError
 from megaroute.metrics import sinks
 from megaroute.metrics.history import read_history
 from megaroute.metrics.records import EventRecord
+from megaroute.training.heartbeat import Board
 
 LOG_NAME = "log.txt"
 
@@ -53,11 +54,16 @@ def logged(run_dir: Path, rank: int) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(run_dir: Path, rank: int) -> Iterator[None]:
-    """The same for `metrics.jsonl`, once the attempt has begun: the report then says how it ended."""
+def recorded(run_dir: Path, rank: int, board: Board | None = None) -> Iterator[None]:
+    """The same for `metrics.jsonl`, once the attempt has begun: the report then says how it ended.
+
+    In a run that hangs, as `board` knows, ranks lose each other while they end one by one; that is no reason.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, PeerLost) and board is not None and board.hangs:
+            raise
         name = "" if isinstance(error, MegarouteError) else f"{type(error).__name__}: "
         record(run_dir, f"failed on rank {rank}: {name}{' '.join(str(error).split())[:300]}")
         raise

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+HANG, FAILURE = "hang", "failure"
+"""Kinds of trouble."""
+
 SLOW = ("set-up", "save", "rollback", "report")
 """Phases that get SLOW_FACTOR times as long as others; so does the first step, which may compile."""
 SLOW_FACTOR = 2
@@ -108,6 +111,11 @@ class Board:
     def trouble(self) -> dict[str, Any] | None:
         """What was declared."""
         return _json(self.folder / "trouble.json")
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the trouble is that nothing moves."""
+        return (self.trouble() or {}).get("kind") == HANG
 
     def close_case(self) -> None:
         """Say that the trouble is written down, and nobody has to wait any longer."""

@@ -54,7 +54,7 @@ def main(config: Config, stop: StopRequest | None = None, score_tasks: TaskScore
         )
         with crash.logged(config.run_directory, rank), watchdog, crash.lost_peers(rank):
             lease = together(lambda: take(config.run_directory / "checkpoints") if rank == 0 else None, keep=True)[rank]
-            code = _train(setup(config, platform, world_size, lease, pulse), stop, score_tasks)
+            code = _train(setup(config, platform, world_size, lease, pulse), board, stop, score_tasks)
             dist.barrier()
         return code
     finally:
@@ -64,10 +64,10 @@ def main(config: Config, stop: StopRequest | None = None, score_tasks: TaskScore
         distributed.stop()
 
 
-def _train(parts: Parts, stop: StopRequest | None, score_tasks: TaskScorer | None) -> int:
+def _train(parts: Parts, board: Board, stop: StopRequest | None, score_tasks: TaskScorer | None) -> int:
     config, rank = parts.config, parts.groups.rank
     observer = Observer(parts, num_parameters(config.model, config.routing))
-    with crash.recorded(config.run_directory, rank), crash.lost_peers(rank):
+    with crash.recorded(config.run_directory, rank, board), crash.lost_peers(rank):
         try:
             code = loop.run(parts, observer, stop, score_tasks)
         finally:

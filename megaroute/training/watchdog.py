@@ -17,10 +17,7 @@ from typing import Any, Self
 from megaroute.common.exit_codes import FAILED, HUNG, LOST
 from megaroute.launch import exits
 from megaroute.training import crash
-from megaroute.training.heartbeat import Beat, Board, Pulse
-
-HANG, FAILURE = "hang", "failure"
-"""Kinds of trouble."""
+from megaroute.training.heartbeat import FAILURE, HANG, Beat, Board, Pulse
 
 LATE_S = 10.0
 """Seconds that a rank gets to end by itself when another one has failed."""

@@ -7,6 +7,7 @@ from megaroute.metrics.history import read_history
 from megaroute.metrics.report import write_report
 from megaroute.training import crash, loop
 from megaroute.training.guards import TrainingDiverged
+from megaroute.training.heartbeat import Board
 from megaroute.training.observer import Observer
 
 
@@ -29,6 +30,18 @@ def test_the_report_says_how_a_failed_attempt_ended(start, tiny, monkeypatch):
     assert (last.kind, last.step, last.attempt) == ("error", 1, 1)
     page = write_report(config.run_directory).read_text()
     assert page.count("failed on rank 0: ZeroDivisionError: division by zero") == 2  # of the run, and of its attempt
+
+
+@pytest.mark.parametrize("kind, told", [("hang", 0), ("failure", 1)])
+def test_ranks_that_lose_each_other_at_the_end_of_a_hang_give_no_second_reason(start, tiny, tmp_path, kind, told):
+    config, board = tiny("checkpoint.resume=false"), Board(tmp_path)
+    prepare_run_directory(config)
+    Observer(start(config), num_parameters=1000).close()
+    board.declare({"kind": kind, "rank": 1, "message": ""})
+    with pytest.raises(crash.PeerLost), crash.recorded(config.run_directory, 0, board):
+        raise crash.PeerLost("rank 0 lost its connection to another rank")
+    events = read_history(config.run_directory / "metrics.jsonl").events
+    assert sum(event.kind == "error" for event in events) == told
 
 
 def test_the_log_has_the_traceback_of_a_fault_and_the_sentence_of_a_refusal(tmp_path):
