@@ -30,8 +30,9 @@ from megaroute.checkpoint.layout import (
 from megaroute.checkpoint.lease import Holder, Lease
 from megaroute.checkpoint.retention import Retention
 from megaroute.checkpoint.space import check_space
+from megaroute.checkpoint.staging import Copy, Staging
 from megaroute.checkpoint.state import load_state, state_to_save, together, verify_together
-from megaroute.checkpoint.writer import Share, Staging, Written, describe_tensors, plan, write
+from megaroute.checkpoint.writer import Written, describe_tensors, plan, write
 from megaroute.common.errors import CheckpointError
 from megaroute.common.log import get_logger
 from megaroute.config.training import CheckpointConfig
@@ -63,6 +64,8 @@ class _Pending:
     """Whether training goes on meanwhile."""
     began: float
     writing: Background[Written]
+    copy: Copy | None
+    """What training must not overtake; None where it is waited for."""
     declaring: Background[int] | None = None
     """Begins when all ranks have written."""
     stall_seconds: float = 0.0
@@ -127,7 +130,8 @@ class CheckpointManager:
 
         `gather_cursor` is called on all ranks and returns the data cursor on rank 0.  The folder becomes a checkpoint
         only when every rank's tensors are on disk; older ones are removed only then.  Without `wait` the tensors are
-        copied, and written while the caller goes on; `poll` or `drain` completes the checkpoint.
+        copied and written while the caller goes on: weights and optimizer state may change after `let_update`, and
+        `poll` or `drain` completes the checkpoint.
 
         Raises, on all ranks, CheckpointWriteError when it cannot be written, and LeaseLostError when another start of
         the run writes here now.
@@ -140,26 +144,41 @@ class CheckpointManager:
         work = together(lambda: self._begin(record.step, needed))[0]
         assert work is not None
         with _removed_on_failure(work):
-            if not wait:
-                share = together(lambda: self._staged(what, share), keep=True)[dist.get_rank()]
-            background = Background(lambda: write(share, work, dist.get_rank()), what, in_thread=not wait)
-        self._pending = _Pending(record, cursor, work, not wait, began, background, halted=began)
+            copy = None if wait else self._staging.copy(share, self._parameters())
+            rank, make = dist.get_rank(), (lambda: share) if copy is None else copy.make
+            background = Background(lambda: write(make(), work, rank), what, in_thread=not wait)
+        self._pending = _Pending(record, cursor, work, not wait, began, background, copy, halted=began)
         if wait:
             self.drain()
         else:
             self._pending.go_on()
         return directory(self.root, record.step)
 
-    def poll(self) -> list[Saved]:
-        """Go on with a checkpoint that is being written; returns those that were completed since the last call.
+    def let_update(self) -> None:
+        """Wait until weights and optimizer state of this rank may change."""
+        pending = self._pending
+        if pending is not None and pending.copy is not None:
+            pending.halt()
+            pending.copy.wait()
+            pending.copy = None
+            pending.go_on()
 
-        When every rank has written its part, rank 0 begins to declare it complete; when that is done, it is.
+    @property
+    def can_advance(self) -> bool:
+        """Whether this rank has done its part of a checkpoint that is being written."""
+        return self._pending is not None and (self._pending.declaring or self._pending.writing).is_done()
+
+    def poll(self, advance: bool = False) -> list[Saved]:
+        """Checkpoints that were completed since the last call.
+
+        `advance`, which must be the same on all ranks, says that since the last call `can_advance` was true on every
+        one of them, so that none has to wait.  When all have written their parts, rank 0 begins to declare the
+        checkpoint complete; when that is done, it is.
         """
         pending = self._pending
-        if pending is not None:
+        if advance and pending is not None:
             pending.halt()
-            if self._agreed((pending.declaring or pending.writing).is_done()):
-                self._advance(pending)
+            self._advance(pending)
             pending.go_on()
         saved, self._saved = self._saved, []
         return saved
@@ -232,9 +251,8 @@ class CheckpointManager:
             work.mkdir()
         return work
 
-    def _staged(self, what: str, share: Share) -> Share:
-        with writing(what):
-            return self._staging.copy(share)
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        return (parameter for chunk in self._chunks for parameter in chunk.parameters())
 
     def _declare(self, pending: _Pending, shares: list[Written]) -> int:
         """On rank 0 make what all ranks wrote a checkpoint; returns its bytes."""
@@ -251,9 +269,3 @@ class CheckpointManager:
     def _check_lease(self) -> None:
         if self._lease is not None:
             self._lease.check()
-
-    def _agreed(self, done: bool) -> bool:
-        device = next(self._chunks[0].parameters()).device
-        flag = torch.tensor(int(done), device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag)

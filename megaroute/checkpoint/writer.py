@@ -1,8 +1,8 @@
 """Writing a rank's share of a checkpoint: one file of tensors, in torch's distributed format.
 
-Planning, staging and writing are apart, so that writing can go on in a thread while training goes on.  A thread and not
-a process: it needs no fork beside the threads of gloo or a CUDA context, dies with its rank, and shares its memory.
-Nothing here talks to other ranks.
+Planning, staging (`staging.py`) and writing are apart, so that writing can go on in a thread while training goes on.  A
+thread and not a process: it needs no fork beside the threads of gloo or a CUDA context, dies with its rank, and shares
+its memory.  Nothing here talks to other ranks.
 """
 
 import os
@@ -80,29 +80,6 @@ def _shaped(value: ShardedTensor) -> torch.Tensor:
     """Its data with as many axes as the whole tensor has."""
     assert value.data is not None
     return value.data.detach().view((1,) * value.prepend_axis_num + tuple(value.local_shape))
-
-
-class Staging:
-    """Host memory into which the tensors of a share are copied; kept for the next one, as new memory is slow."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-
-    def copy(self, share: Share) -> Share:
-        """The same share, which later changes of the tensors do not reach.  The one before must have been written."""
-        before, self._buffers = self._buffers, {}
-        items = []
-        for item in share.items:
-            place = (item.key, item.offset)
-            buffer = before.get(place)
-            if buffer is None or buffer.shape != item.data.shape or buffer.dtype != item.data.dtype:
-                pinned = item.data.device.type != "cpu"
-                buffer = torch.empty(item.data.shape, dtype=item.data.dtype, pin_memory=pinned)
-            buffer.copy_(item.data)
-            self._buffers[place] = buffer
-            items.append(Item(item.key, item.offset, item.shape, buffer))
-        # Also what is no tensor may change with the next step.
-        return Share(items, pickle.loads(pickle.dumps(share.common)))
 
 
 def write(share: Share, folder: Path, rank: int) -> Written:

@@ -38,7 +38,7 @@ def run(
         length, padding = config.data.sequence_length, result.totals.padding
         state.advance(result.rows, length, result.nonfinite, spiked=bool(result.spikes), padding=padding)
         observer.train(result)
-        _tell_saved(parts, observer)
+        _tell_saved(parts, observer, result.totals.saved)
         watch.step(result)
         if result.totals.stop:
             return _stop(parts, observer)
@@ -84,8 +84,8 @@ def _save(parts: Parts, observer: Observer, wait: bool = True) -> None:
     _tell_saved(parts, observer)
 
 
-def _tell_saved(parts: Parts, observer: Observer) -> None:
-    for saved in parts.checkpoints.poll():
+def _tell_saved(parts: Parts, observer: Observer, advance: bool = False) -> None:
+    for saved in parts.checkpoints.poll(advance):
         values = {"seconds": saved.seconds, "stall_seconds": saved.stall_seconds, "bytes": saved.bytes}
         text = (
             f"{saved.bytes / 1e6:,.1f} MB in {saved.seconds:.2f} s, {saved.stall_seconds:.2f} s of them without a step"

@@ -1,4 +1,4 @@
-"""One small sum over all ranks per step: the loss, what routing did, and whether anybody asks to stop."""
+"""One small sum over all ranks per step: loss, what routing did, whether anybody asks to stop or all have saved."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -51,6 +51,8 @@ class Totals:
     """Rows of each unit by data-parallel replica."""
     supply: Supply = field(default_factory=Supply)
     """What the step took from the data."""
+    saved: bool = False
+    """Whether every rank had done its part of a checkpoint that is being written."""
     padding: int = 0
     """Positions of the global batch behind the last document of their row."""
 
@@ -100,13 +102,13 @@ def reduce_step(
     config, groups, device = parts.config, parts.groups, parts.platform.device
     micro_batches = len(micros) * groups.dims.data
     table = tally(config, groups, micros, parts.state.step, device)
-    head = torch.zeros(4, dtype=torch.float64, device=device)
+    head = torch.zeros(5, dtype=torch.float64, device=device)
     if groups.tensor_rank == 0 and reports:
         losses = [micro.mean_loss(report["losses"].double()) for micro, report in zip(micros, reports, strict=True)]
         head[0] = torch.stack(losses).sum() / micro_batches
-    head[1] = float(stop)
+    head[1], head[2] = float(stop), float(parts.checkpoints.can_advance)
     if groups.tensor_rank == 0 and groups.is_first_stage:
-        head[2:] = dense_pairs(micros, config.data.sequence_length, device)
+        head[3:] = dense_pairs(micros, config.data.sequence_length, device)
     taken = torch.tensor(columns(config, groups, batch), dtype=torch.float64).to(device)
     sums = torch.cat([head, table.flatten(), taken])
     dist.all_reduce(sums)
@@ -118,7 +120,7 @@ def reduce_step(
     tokens = positions if mean_tokens is None else round(mean_tokens * micro_batches)
     supply = supply_of(config, groups.dims.data, values[end:])
     totals = _totals(values[: len(head)], tokens, rows, micro_batches, num_experts(config), supply)
-    return replace(totals, padding=positions - tokens)
+    return replace(totals, padding=positions - tokens, saved=round(values[2]) == dist.get_world_size())
 
 
 def _totals(
@@ -130,7 +132,7 @@ def _totals(
         loss=head[0],
         stop=head[1] > 0,
         tokens=tokens,
-        dense_pairs=(round(head[2]), round(head[3])),
+        dense_pairs=(round(head[3]), round(head[4])),
         kept=tuple(map(round, column["kept"])),
         rows=tuple(map(round, column["rows"])),
         pairs=tuple(map(round, column["pairs"])),

@@ -122,6 +122,7 @@ def _update(parts: Parts, totals: Totals) -> tuple[float, bool, tuple[Spike, ...
     spikes = judge(settings, parts.state.guards, totals.loss, grad_norm)
     if spikes and settings.action == "skip":
         return grad_norm, True, spikes
+    parts.checkpoints.let_update()
     parts.optimizer.step_with_ready_grads()
     _update_routers(parts, totals)
     return grad_norm, False, spikes

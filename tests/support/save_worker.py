@@ -37,7 +37,7 @@ def main() -> None:
                 if spec["at"] == "write":
                     manager.write = fails
                 else:
-                    manager.Staging.copy = fails
+                    manager.Staging.fill = fails
             parts.checkpoints.save(setup.run_record(parts), lambda: setup.gather_cursor(parts), spec["wait"])
             parts.checkpoints.drain()
             saved = step

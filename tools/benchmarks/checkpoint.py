@@ -1,8 +1,9 @@
 """How long saving and loading a checkpoint take, and for how long training stands still: `tools/bench.py checkpoint`.
 
 A row per number of ranks, which are replicas of one model and share its optimizer state.  `save_seconds` is a save that
-is waited for.  `stall_seconds` is what ranks wait for a save beside training: the copy, and declaring it complete; they
-idle meanwhile, so processors that training would use are the writer's.  `stall_share` is the ratio of the two, and
+is waited for.  `stall_seconds` is what ranks wait for a save beside training: to agree on its beginning and its end, and
+for the copy, where that takes longer than the forward and backward pass of a step, for which --pass-seconds stands.
+They idle in it, so processors that training would use are the writer's.  `stall_share` is the ratio of the two, and
 `load_seconds` has the check of every byte in it.  Medians of --repeat after a first save of each kind.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 
 from benchmarks.common import environment
@@ -30,8 +32,6 @@ from megaroute.parallel.dims import ParallelDims
 from megaroute.platform.device import Platform
 
 CONFIG = Path(__file__).resolve().parents[2] / "pretrain_configs" / "debug" / "cpu.yaml"
-POLL_S = 0.05
-"""Seconds between two looks whether a save is complete, as between two steps."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Setting:
     precision: Literal["fp32", "bf16"]
     device: Literal["auto", "cpu"]
     repeat: int
+    pass_seconds: float
     folder: str
 
     def config(self) -> Config:
@@ -70,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="(%(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu"], default="cpu", help="(%(default)s)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="saves, of which the median (%(default)s)")
+    parser.add_argument(
+        "--pass-seconds", type=float, default=0.5, metavar="S", help="forward and backward pass of a step (%(default)s)"
+    )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="disk to write to (the one of temporary files)")
 
 
@@ -85,6 +89,7 @@ def main(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 arguments.precision,
                 arguments.device,
                 arguments.repeat,
+                arguments.pass_seconds,
                 folder,
             )
             setting.config()
@@ -101,16 +106,16 @@ def _row(platform: Platform, setting: Setting) -> dict[str, Any]:
     manager = CheckpointManager(Path(setting.folder), config.checkpoint, chunks, optimizer, group)
     parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
     about = {"benchmark": "checkpoint", "ranks": setting.ranks, "parameters": parameters}
-    row = _measure(manager, setting.repeat)
+    row = _measure(manager, setting.repeat, setting.pass_seconds, platform)
     return {**about, "precision": setting.precision, **row, **environment(platform)}
 
 
-def _measure(manager: CheckpointManager, repeat: int) -> dict[str, Any]:
+def _measure(manager: CheckpointManager, repeat: int, pass_seconds: float, platform: Platform) -> dict[str, Any]:
     record = RunRecord(0, 0, 0, 0, {}, {}, "")
     waited, beside = [], []
     for step in range(repeat + 1):
-        waited.append(_save(manager, replace(record, step=2 * step + 1), wait=True))
-        beside.append(_save(manager, replace(record, step=2 * step + 2), wait=False))
+        waited.append(_save(manager, replace(record, step=2 * step + 1), 0.0, platform))
+        beside.append(_save(manager, replace(record, step=2 * step + 2), pass_seconds, platform))
     loads = []
     for _ in range(repeat):
         dist.barrier()
@@ -129,9 +134,15 @@ def _measure(manager: CheckpointManager, repeat: int) -> dict[str, Any]:
     }
 
 
-def _save(manager: CheckpointManager, record: RunRecord, wait: bool) -> Saved:
+def _save(manager: CheckpointManager, record: RunRecord, pass_seconds: float, platform: Platform) -> Saved:
+    """Save, and let steps pass until that is complete; without seconds for a step, wait."""
     dist.barrier()
-    manager.save(record, dict, wait)
-    while not (saved := manager.poll()):
-        time.sleep(POLL_S)
+    manager.save(record, dict, wait=not pass_seconds)
+    saved = manager.poll()
+    while not saved:
+        time.sleep(pass_seconds)
+        ready = torch.tensor(int(manager.can_advance), device=platform.device)
+        dist.all_reduce(ready, dist.ReduceOp.MIN)  # a step has its sum in any case
+        manager.let_update()
+        saved = manager.poll(bool(ready))
     return saved[0]

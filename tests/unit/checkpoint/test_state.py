@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megaroute.checkpoint import manager as manager_module
+from megaroute.checkpoint.staging import Staging
 from megaroute.common.errors import CheckpointError, CheckpointWriteError
 from megaroute.config.load import load_config
 from megaroute.config.training import CheckpointConfig
@@ -239,6 +241,55 @@ def test_a_checkpoint_written_beside_training_is_the_one_of_its_step(
     shutil.rmtree(done.path)
     resumed = start(config)
     assert resumed.resumed_from == 1 and differing(saved[1], snapshot(resumed)) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_waits_for_the_copy_and_the_pass_before_it_does_not(
+    start, advance, snapshot, tiny, precision, monkeypatch
+):
+    config, go_on, passed = tiny(f"train.precision={precision}"), threading.Event(), threading.Event()
+    fill = Staging.fill
+    monkeypatch.setattr(Staging, "fill", lambda *items: (go_on.wait(60), fill(*items))[1])
+    parts = start(config)
+    advance(parts, 1)
+    before = snapshot(parts)
+    parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts), wait=False)
+    prepare = parts.optimizer.prepare_grads
+    monkeypatch.setattr(parts.optimizer, "prepare_grads", lambda: (passed.set(), prepare())[1])
+    stepping = threading.Thread(target=advance, args=(parts, 1))
+    stepping.start()
+    assert passed.wait(60)  # forward and backward pass are through
+    stepping.join(0.3)
+    assert stepping.is_alive() and not parts.checkpoints.can_advance
+    go_on.set()
+    stepping.join(60)
+    parts.checkpoints.drain()
+    (done,) = parts.checkpoints.poll()
+    assert done.stall_seconds > 0.3  # the update stood still
+    resumed = start(config)
+    assert resumed.resumed_from == 1 and differing(before, snapshot(resumed)) == []
+
+
+def test_an_update_does_not_wait_for_a_copy_that_failed(start, advance, tiny, monkeypatch):
+    parts = start(tiny())
+    advance(parts, 1)
+    monkeypatch.setattr(Staging, "fill", lambda *_: 1 / 0)
+    parts.checkpoints.save(run_record(parts), lambda: gather_cursor(parts), wait=False)
+    advance(parts, 1)
+    with pytest.raises(CheckpointWriteError, match="of step 1 could not be written .*ZeroDivisionError"):
+        parts.checkpoints.drain()
+
+
+def test_a_checkpoint_goes_on_when_all_ranks_say_that_they_are_done(start, advance, tiny):
+    parts = start(tiny())
+    checkpoints, found, deadline = parts.checkpoints, [], time.monotonic() + 60
+    advance(parts, 1)
+    checkpoints.save(run_record(parts), lambda: gather_cursor(parts), wait=False)
+    while not found and time.monotonic() < deadline:
+        (result,) = advance(parts, 1)
+        assert checkpoints.poll() == []
+        found += checkpoints.poll(result.totals.saved)
+    assert [saved.path.name for saved in found] == ["step-00000001"] and not checkpoints.can_advance
 
 
 def test_due_counts_steps():
