@@ -12,7 +12,7 @@ from megaroute.common.errors import MegarouteError
 from megaroute.common.processes import die_with_parent
 from megaroute.data.parts import Job, Marker, write_part
 from megaroute.data.plan import Part
-from megaroute.data.progress import Progress
+from megaroute.data.progress import PartsProgress
 
 TICK_S = 0.5
 REPORT_BYTES = 2**20
@@ -24,7 +24,7 @@ def write_parts(
     job: Job,
     parts: Sequence[tuple[int, Part]],
     workers: int,
-    progress: Progress,
+    progress: PartsProgress,
     stopped: Callable[[], bool],
     finished: Callable[[int, Marker], object],
 ) -> None:
@@ -54,7 +54,9 @@ def write_parts(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finish(pending: dict[Future[Marker], int], progress: Progress, finished: Callable[[int, Marker], object]) -> None:
+def _finish(
+    pending: dict[Future[Marker], int], progress: PartsProgress, finished: Callable[[int, Marker], object]
+) -> None:
     for future in wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED).done:
         number = pending.pop(future)
         try:
@@ -68,7 +70,7 @@ def _finish(pending: dict[Future[Marker], int], progress: Progress, finished: Ca
         progress.part_done()
 
 
-def _drain(reports: Any, progress: Progress) -> None:
+def _drain(reports: Any, progress: PartsProgress) -> None:
     while True:
         try:
             progress.add(reports.get_nowait())

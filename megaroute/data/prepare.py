@@ -19,7 +19,7 @@ from megaroute.data.manifest import Manifest
 from megaroute.data.parts import Job, Marker, clear_part, finished_part
 from megaroute.data.plan import Part, plan_parts
 from megaroute.data.pool import write_parts
-from megaroute.data.progress import Progress
+from megaroute.data.progress import PartsProgress
 from megaroute.data.ranks import Ranks, lowest_error
 from megaroute.data.shard_writer import Tokenize
 from megaroute.data.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ def _write(job: Job, parts: Sequence[Part], done: set[int], ranks: Ranks, worker
     markers: dict[int, Marker] = {}
     failure = None
     try:
-        with Progress(len(mine), shown=ranks.rank == 0) as progress:
+        with PartsProgress(len(mine), shown=ranks.rank == 0) as progress:
             write_parts(job, mine, workers, progress, stop.exists, markers.__setitem__)
     except Exception as error:
         stop.touch()  # the others stop after the part at hand

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from lm_eval.api.model import TemplateLM
 
 from megaroute.common.errors import DataError
+from megaroute.common.progress import Progress
 from megaroute.config.units import executed_layers
-from megaroute.evaluation.scoring import Scorer
+from megaroute.evaluation.scoring import Scored, Scorer
 from megaroute.evaluation.windows import windows
 
 AT_ONCE = 1024
@@ -32,6 +34,8 @@ class HarnessModel(TemplateLM):
         self.scorer, self.batch = scorer, batch
         self._device = scorer.platform.device
         self._executed = np.zeros(1 + len(scorer.config.units))
+        self.task = ""
+        """What is being asked, where progress is to be told."""
 
     @property
     def eot_token_id(self) -> int:
@@ -66,14 +70,20 @@ class HarnessModel(TemplateLM):
         """Of the last `counted` tokens of each row; a row that is too long loses its beginning."""
         size = self.scorer.context + 1
         mine: dict[int, Likelihood] = {}
-        for chunk in self._chunks([len(row) for row in rows]):
-            answers = self.scorer.score([rows[i][-size:] for i in chunk], self.batch)
-            for i, answer in zip(chunk, answers, strict=True):
-                last = slice(len(answer.nats) - min(counted[i], len(answer.nats)), None)
-                self._note(answer.executed[:, last])
-                greedy = (answer.likeliest[last] == rows[i][-size:][1:][last]).all()
-                mine[i] = (-float(answer.nats[last].sum()), bool(greedy))
+        chunks = self._chunks([len(row) for row in rows])
+        with self._progress(chunks) as progress:
+            for chunk in chunks:
+                answers = self.scorer.score([rows[i][-size:] for i in chunk], self.batch)
+                for i, answer in zip(chunk, answers, strict=True):
+                    mine[i] = self._likelihood(rows[i][-size:], counted[i], answer)
+                progress.add(len(chunk))
         return self._of_all_replicas(mine)
+
+    def _likelihood(self, row: list[int], counted: int, answer: Scored) -> Likelihood:
+        last = slice(len(answer.nats) - min(counted, len(answer.nats)), None)
+        self._note(answer.executed[:, last])
+        greedy = (answer.likeliest[last] == row[1:][last]).all()
+        return -float(answer.nats[last].sum()), bool(greedy)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """Logarithm of the probability of each whole text, in windows of the whole context, each token once."""
@@ -100,11 +110,13 @@ class HarnessModel(TemplateLM):
                     "do_sample: false and temperature: 0 in its file"
                 )
         mine: dict[int, str] = {}
-        for chunk in self._chunks([len(request.args[0]) for request in requests]):
-            mine |= zip(chunk, self._continue([requests[i].args for i in chunk]), strict=True)
+        chunks = self._chunks([len(request.args[0]) for request in requests])
+        with self._progress(chunks) as progress:
+            for chunk in chunks:
+                mine |= zip(chunk, self._continue([requests[i].args for i in chunk], progress), strict=True)
         return self._of_all_replicas(mine)
 
-    def _continue(self, asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    def _continue(self, asked: list[tuple[str, dict[str, Any]]], progress: Progress) -> list[str]:
         tokenizer = self.scorer.tokenizer
         contexts = [[tokenizer.eod, *tokenizer.encode(context)][-self._room(settings) :] for context, settings in asked]
         found: list[list[int]] = [[] for _ in asked]
@@ -117,6 +129,7 @@ class HarnessModel(TemplateLM):
                 if chosen != tokenizer.eod:
                     found[i].append(chosen)
                 texts[i] = _finished(tokenizer.decode(found[i]), chosen == tokenizer.eod, len(found[i]), asked[i][1])
+            progress.add(len(open_) - texts.count(None))
         return [text or "" for text in texts]
 
     def _room(self, settings: dict[str, Any]) -> int:
@@ -132,6 +145,10 @@ class HarnessModel(TemplateLM):
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         mine = order[self.scorer.replica :: self.scorer.replicas]
         return [mine[first : first + AT_ONCE] for first in range(0, len(mine), AT_ONCE)]
+
+    def _progress(self, chunks: list[list[int]]) -> Progress:
+        shown = bool(self.task) and dist.get_rank() == 0
+        return Progress(self.task, "question", sum(map(len, chunks)), shown)
 
     def _of_all_replicas(self, mine: dict[int, Any]) -> list[Any]:
         found = {i: value for part in self.scorer.of_all_replicas(mine) for i, value in part.items()}

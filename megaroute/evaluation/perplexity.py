@@ -10,6 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megaroute.common.errors import DataError
+from megaroute.common.progress import Progress
 from megaroute.config.root import Config
 from megaroute.config.units import executed_layers
 from megaroute.data.documents import read_documents
@@ -93,17 +94,19 @@ def document_ids(scorer: Scorer, document: Document) -> list[int]:
 def scored_windows(
     scorer: Scorer, documents: Iterable[Document], batch: int, stride: int
 ) -> Iterator[tuple[int, Window, Scored]]:
-    """(number, window, answer) of this replica's share of the windows of all documents."""
+    """(number, window, answer) of this replica's share of the windows of all documents.  Tells its progress."""
     cut = (
         window
         for number, document in enumerate(documents)
         for window in windows(document_ids(scorer, document), scorer.context, stride, number)
     )
     mine = islice(enumerate(cut), scorer.replica, None, scorer.replicas)
-    while chunk := list(islice(mine, AT_ONCE)):
-        answers = scorer.score([window.ids for _, window in chunk], batch)
-        for (number, window), answer in zip(chunk, answers, strict=True):
-            yield number, window, answer
+    with Progress("reading and scoring", "window", shown=dist.get_rank() == 0) as progress:
+        while chunk := list(islice(mine, AT_ONCE)):
+            answers = scorer.score([window.ids for _, window in chunk], batch)
+            progress.add(len(chunk))
+            for (number, window), answer in zip(chunk, answers, strict=True):
+                yield number, window, answer
 
 
 def _sums(scorer: Scorer, documents: Iterable[Document], batch: int, stride: int) -> dict[int, np.ndarray]:

@@ -104,6 +104,7 @@ def run(
     model = HarnessModel(scorer, batch)
     scored = {}
     for task in tasks:
+        model.task = task.title
         row = scored[task.name] = Questions(task, data_dir, limit).ask(model)
         if dist.get_rank() == 0:
             log.info("%s: %s %.1f %% of %d documents", task.title, task.metric, 100 * row["value"], row["documents"])

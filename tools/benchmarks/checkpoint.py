@@ -1,9 +1,9 @@
 """How long saving and loading a checkpoint take, and for how long training stands still: `tools/bench.py checkpoint`.
 
 A row per number of ranks, which are replicas of one model and share its optimizer state.  `save_seconds` is a save that
-is waited for.  `stall_seconds` is what ranks wait for a save beside training: to agree on its beginning and its end, and
-for the copy, where that takes longer than the forward and backward pass of a step, for which --pass-seconds stands.
-They idle in it, so processors that training would use are the writer's.  `stall_share` is the ratio of the two, and
+is waited for.  `stall_seconds` is what ranks wait for a save beside training: to agree on its beginning and end, and
+for the copy, where that takes longer than the forward and backward pass of a step, for which --pass-seconds stands;
+they idle in it, so processors that training would use are the writer's.  `stall_share` is the ratio of the two, and
 `load_seconds` has the check of every byte in it.  Medians of --repeat after a first save of each kind.
 """
 

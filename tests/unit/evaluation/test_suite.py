@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import re
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `evaluate`")
 
 from lm_eval.tasks import TaskManager
 
+from megaroute.common import progress
 from megaroute.common.errors import DataError
 from megaroute.evaluation import suite, task_list
 from megaroute.evaluation.harness_model import HarnessModel, _finished
@@ -97,6 +99,19 @@ def test_likelihood_of_an_answer_is_the_sum_over_its_tokens(scorer):
     executed = plain.executed[:, -last:].sum() / last
     assert model.layers_executed() == pytest.approx(1 + executed)
     assert model.layers_executed() is None  # nothing since
+
+
+def test_progress_is_told_of_named_tasks_only(scorer, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("megaroute"), "propagate", True)
+    model = HarnessModel(scorer, 4)
+    with caplog.at_level("INFO", "megaroute"):
+        model.loglikelihood([Request("the", " router")] * 3)
+        assert caplog.messages == []
+        model.task = "PIQA"
+        model.loglikelihood([Request("the", " router")] * 3)
+        model.generate_until([Request("the router", {"until": ["\n"], "max_gen_toks": 1})] * 2)
+    assert caplog.messages == ["PIQA, 3 of 3 questions", "PIQA, 2 of 2 questions"]
 
 
 def test_text_without_a_context_starts_after_one_end_of_document(scorer):
