@@ -170,6 +170,14 @@ def test_status_that_cannot_be_written_changes_nothing_of_the_job(sbatch, codes,
     assert "status.json is not up to date" in sbatch.said
 
 
+def test_a_run_directory_that_cannot_be_written_ends_the_job_in_one_sentence(sbatch):
+    sbatch.run_dir.write_text("in the way")
+    assert sbatch.run(CODES="0 0 0 0") not in (0, 75)
+    (line,) = [line for line in sbatch.said.splitlines() if "error" in line]
+    assert f"{sbatch.run_dir} cannot be written" in line and "Traceback" not in sbatch.said
+    assert not sbatch.log.exists() or sbatch.commands() == []
+
+
 def test_chain_does_not_requeue_and_its_later_jobs_respect_the_verdict(sbatch):
     chain = {"MEGAROUTE_REQUEUE": "chain", "MEGAROUTE_CHAIN": "c1"}
     assert sbatch.run(CODES="75 75 75 75", **chain) == 75
