@@ -2,7 +2,9 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from megaroute.config.data import DataConfig
 from megaroute.data.build import build_shards
 from megaroute.data.documents import Document, read_documents, stdlib_files
+from megaroute.data.shards import ShardSet
 from megaroute.data.tokenizer import Tokenizer
 from megaroute.data.tokenizer_training import train_tokenizer
 
@@ -71,3 +74,19 @@ def copied_data(data: DataConfig, tmp_path: Path) -> DataConfig:
     shutil.copy(data.tokenizer, tmp_path / "tok.model")
     folders = {"train": tmp_path / "train", "valid": tmp_path / "valid", "tokenizer": tmp_path / "tok.model"}
     return data.model_copy(update=folders)
+
+
+@pytest.fixture(autouse=True)
+def shards_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test has opened is closed at its end, so that a file left open is a warning about the package."""
+    opened: list[ShardSet] = []
+    made = ShardSet.__init__
+
+    def make(self: ShardSet, *arguments: Any, **settings: Any) -> None:
+        made(self, *arguments, **settings)
+        opened.append(self)
+
+    monkeypatch.setattr(ShardSet, "__init__", make)
+    yield
+    for shards in opened:
+        shards.close()
