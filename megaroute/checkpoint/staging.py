@@ -6,12 +6,12 @@ backward pass of the next step, and only the update waits for it.  Everything el
 
 import pickle
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 
 from megaroute.checkpoint.writer import Item, Share
+from megaroute.platform.streams import SideStream
 
 _Place = tuple[str, tuple[int, ...]]
 
@@ -22,13 +22,13 @@ class Copy:
     def __init__(self, staging: "Staging", share: Share, lasting: set[int]) -> None:
         self._staging, self._common = staging, pickle.dumps(share.common)
         self._items = [item if _lasts(item, lasting) else _detached(item) for item in share.items]
-        self._stream = _side_stream(share.items)
+        self._stream = SideStream(next((item.data.device for item in share.items), torch.device("cpu")))
         self._made = threading.Event()
 
     def make(self) -> Share:
         """The share, which later changes of the tensors do not reach."""
         try:
-            with _on(self._stream):
+            with self._stream.queue():
                 items = self._staging.fill(self._items)
         finally:
             self._items = []
@@ -73,23 +73,3 @@ def _lasts(item: Item, lasting: set[int]) -> bool:
 
 def _detached(item: Item) -> Item:
     return Item(item.key, item.offset, item.shape, item.data.clone())
-
-
-def _side_stream(items: list[Item]) -> torch.cuda.Stream | None:
-    """Where copies run beside the computation, after what was asked for so far; None where all is on the host."""
-    if not any(item.data.is_cuda for item in items):
-        return None
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    return stream
-
-
-@contextmanager
-def _on(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Run on a stream, and wait for what ran there."""
-    if stream is None:
-        yield
-        return
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()

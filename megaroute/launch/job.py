@@ -107,8 +107,8 @@ def _run(job: Job, requests: Requests) -> int:
         begun = _begin(job)
     except OSError as error:
         raise LaunchError(
-            f"{job.run_dir} cannot be written ({error}), so the run could keep no status and no checkpoint; nothing was "
-            "started, and the job is not requeued: make room or mend the path (run.directory), and submit again"
+            f"{job.run_dir} cannot be written ({error}), so the run could keep no status and no checkpoint; nothing "
+            "was started, and the job is not requeued: make room or mend the path (run.directory), and submit again"
         ) from error
     if isinstance(begun, int):
         return begun

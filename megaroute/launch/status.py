@@ -7,7 +7,6 @@ attempts   every start that a job made: job, restart, hosts, times, checkpoint a
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from megaroute.common.errors import LaunchError
 from megaroute.common.files import write_json
 from megaroute.common.log import get_logger
+from megaroute.launch import signs
 from megaroute.launch.exits import Outcome
 
 FILE_NAME = "status.json"
@@ -128,25 +128,7 @@ def checkpoint_step(run_dir: Path) -> int:
 
 def last_step(run_dir: Path) -> int:
     """Last step in `metrics.jsonl`, 0 without one."""
-    return int(_last_record(run_dir).get("step", 0))
-
-
-def _last_record(run_dir: Path) -> dict[str, Any]:
-    """The last line of a step, looked for in the last 256 KiB of the file."""
-    try:
-        with open(run_dir / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 262_144))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut by the window, or half-written
-        if isinstance(record, dict) and record.get("kind") == "train":
-            return record
-    return {}
+    return int(signs.last_train(signs.records(run_dir)).get("step", 0))
 
 
 def table(run_dirs: Sequence[Path]) -> str:
@@ -160,31 +142,31 @@ def table(run_dirs: Sequence[Path]) -> str:
 
 
 def _row(run_dir: Path) -> tuple[str, ...]:
-    status, record = read(run_dir), _last_record(run_dir)
+    found = signs.records(run_dir)
+    record = signs.last_train(found)
     loss = record.get("loss")
-    step, saved = f"{record.get('step', 0):,}", f"{checkpoint_step(run_dir):,}"
     shown = f"{loss:.3f}" if isinstance(loss, float) else str(loss or "-")
+    numbers = (f"{record.get('step', 0):,}", shown, f"{checkpoint_step(run_dir):,}")
+    status = read(run_dir)
     if status is None:
-        why = "no status.json: started by hand, or not yet" if run_dir.is_dir() else "no such directory"
-        return (str(run_dir), "-", "-", "-", step, shown, saved, "-", "-", why)
+        return _row_by_hand(run_dir, found, numbers)
     age = _age_s(status.updated)
     silent = status.state == "running" and age > SILENCE_S
     why = f"no sign of job {status.job} for {duration(age)}: look at squeue" if silent else status.why
-    job = status.job or "-"
-    hosts = _short(status.hosts)
-    state = "running?" if silent else status.state
-    return (
-        str(run_dir),
-        state,
-        job,
-        str(len(status.attempts) or "-"),
-        step,
-        shown,
-        saved,
-        duration(age),
-        hosts,
-        why or "-",
-    )
+    state, attempts = "running?" if silent else status.state, str(len(status.attempts) or "-")
+    seen, hosts = duration(age), _short(status.hosts)
+    return (str(run_dir), state, status.job or "-", attempts, *numbers, seen, hosts, why or "-")
+
+
+def _row_by_hand(run_dir: Path, found: Sequence[dict[str, Any]], numbers: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a run that no job has started: `megaroute launch` and torchrun keep no status."""
+    if not run_dir.is_dir():
+        return (str(run_dir), "-", "-", "-", *numbers, "-", "-", "no such directory")
+    sign, attempt = signs.of_start(run_dir, found), max((record.get("attempt", 0) for record in found), default=0)
+    silent = sign.state == "running" and sign.age_s > SILENCE_S
+    why = f"no sign of it for {duration(sign.age_s)}: killed?" if silent else sign.why
+    state, hosts = "running?" if silent else sign.state, _short(sign.hosts) or "-"
+    return (str(run_dir), state, "-", str(attempt or "-"), *numbers, duration(sign.age_s), hosts, why or "-")
 
 
 def _age_s(time: str) -> float:

@@ -1,6 +1,7 @@
 """The status file and the table of runs."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,46 @@ def test_running_job_that_fell_silent_is_marked(tmp_path):
     line = status.table([tmp_path]).splitlines()[1]
     assert "running?" in line
     assert "no sign of job 71 for" in line
+
+
+def by_hand(run, *events):
+    lines = [{"kind": "start", "attempt": 1}, {"kind": "train", "step": 4, "attempt": 1, "loss": 2.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *events]))
+    beat = run / "heartbeats" / "now" / "rank-00000.json"
+    beat.parent.mkdir(parents=True)
+    beat.write_text(json.dumps({"rank": 0, "host": "node7"}))
+    return beat
+
+
+@pytest.mark.parametrize(
+    "events, state, why",
+    [
+        ([], "running", "-"),
+        ([{"kind": "end", "attempt": 1, "message": "finished 4 steps"}], "finished", "finished 4 steps"),
+        ([{"kind": "stop", "attempt": 1, "message": "asked to stop"}], "stopped", "asked to stop"),
+        ([{"kind": "error", "attempt": 1, "message": "hung: rank 3"}], "failed", "hung: rank 3"),
+        ([{"kind": "error", "attempt": 1}, {"kind": "start", "attempt": 2}], "running", "-"),
+    ],
+    ids=["running", "finished", "stopped", "failed", "again"],
+)
+def test_run_that_no_job_has_started_shows_what_its_ranks_wrote(tmp_path, events, state, why):
+    by_hand(tmp_path, *events)
+    line = status.table([tmp_path]).splitlines()[1]
+    attempt = "2" if len(events) == 2 else "1"
+    assert line.split()[1:6] == [state, "-", attempt, "4", "2.500"]
+    assert line.endswith(f"node7  {why}")
+
+
+def test_run_that_no_job_has_started_and_that_fell_silent_is_marked(tmp_path):
+    beat = by_hand(tmp_path)
+    for path in (beat, tmp_path / "metrics.jsonl"):
+        os.utime(path, (1e9, 1e9))
+    line = status.table([tmp_path]).splitlines()[1]
+    assert line.split()[1] == "running?" and "no sign of it for" in line
+
+
+def test_folder_without_a_run_says_so(tmp_path):
+    assert status.table([tmp_path]).endswith("no step yet")
 
 
 @pytest.mark.parametrize(
