@@ -7,12 +7,17 @@ import torch
 
 from megaroute.checkpoint.staging import Staging
 from megaroute.checkpoint.writer import Item, Share
+from megaroute.platform import device
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(device.resolve().on_cpu, reason="needs an accelerator"),
+]
 
 
 def test_copies_have_what_was_there_when_the_save_began_and_a_later_update_does_not_reach_them():
-    weight, counter = torch.randn(2048, 2048, device="cuda"), torch.zeros(8, device="cuda")
+    where = device.resolve().device
+    weight, counter = torch.randn(2048, 2048, device=where), torch.zeros(8, device=where)
     expected, staging = weight.cpu(), Staging()
     items = [Item("weight", (0, 0), (2048, 2048), weight), Item("counter", (0,), (8,), counter)]
     for _ in range(2):  # the second into the buffers of the first
