@@ -1,10 +1,7 @@
 """When checkpoints are written, which stay, and which one a run starts from."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,10 @@ from megaroute.checkpoint.layout import (
     work_directory,
 )
 from megaroute.checkpoint.lease import Holder, Lease
+from megaroute.checkpoint.pending import Pending, Saved, removed_on_failure
 from megaroute.checkpoint.retention import Retention
 from megaroute.checkpoint.space import check_space
-from megaroute.checkpoint.staging import Copy, Staging
+from megaroute.checkpoint.staging import Staging
 from megaroute.checkpoint.state import load_state, state_to_save, together, verify_together
 from megaroute.checkpoint.writer import Written, describe_tensors, plan, write
 from megaroute.common.errors import CheckpointError
@@ -38,62 +36,6 @@ from megaroute.common.log import get_logger
 from megaroute.config.training import CheckpointConfig
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint that is complete."""
-
-    path: Path
-    seconds: float
-    """From the call until it was complete."""
-    stall_seconds: float
-    """Of these, the ones in which training stood still."""
-    bytes: int
-    """Of all its files."""
-
-
-@dataclass
-class _Pending:
-    """A checkpoint that is being written."""
-
-    record: RunRecord
-    cursor: dict[str, Any] | None
-    work: Path
-    beside: bool
-    """Whether training goes on meanwhile."""
-    began: float
-    writing: Background[Written]
-    copy: Copy | None
-    """What training must not overtake; None where it is waited for."""
-    declaring: Background[int] | None = None
-    """Begins when all ranks have written."""
-    stall_seconds: float = 0.0
-    """Until `halted`."""
-    halted: float | None = None
-    """Since when training stands still for it; None while it goes on."""
-
-    def halt(self) -> None:
-        """Training stands still from now on, if it does not yet."""
-        if self.halted is None:
-            self.halted = time.perf_counter()
-
-    def go_on(self) -> None:
-        """Training goes on."""
-        assert self.halted is not None
-        self.stall_seconds += time.perf_counter() - self.halted
-        self.halted = None
-
-
-@contextmanager
-def _removed_on_failure(work: Path) -> Iterator[None]:
-    """What was written so far would fill the disk."""
-    try:
-        yield
-    except BaseException:
-        if dist.get_rank() == 0:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 class CheckpointManager:
@@ -115,7 +57,7 @@ class CheckpointManager:
         self._retention = Retention(config.keep, config.keep_every, config.keep_best)
         self._chunks, self._optimizer, self._replicas = chunks, optimizer, replicas
         self._staging = Staging()
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._saved: list[Saved] = []
         self.last: int | None = None
         """Step of the newest complete checkpoint that this process wrote or loaded."""
@@ -143,11 +85,11 @@ class CheckpointManager:
         needed = sum(together(lambda: share.bytes))
         work = together(lambda: self._begin(record.step, needed))[0]
         assert work is not None
-        with _removed_on_failure(work):
+        with removed_on_failure(work):
             copy = None if wait else self._staging.copy(share, self._parameters())
             rank, make = dist.get_rank(), (lambda: share) if copy is None else copy.make
             background = Background(lambda: write(make(), work, rank), what, in_thread=not wait)
-        self._pending = _Pending(record, cursor, work, not wait, began, background, copy, halted=began)
+        self._pending = Pending(record, cursor, work, not wait, began, background, copy, halted=began)
         if wait:
             self.drain()
         else:
@@ -190,10 +132,10 @@ class CheckpointManager:
             self._pending.beside = False
             self._advance(self._pending)
 
-    def _advance(self, pending: _Pending) -> None:
+    def _advance(self, pending: Pending) -> None:
         """Wait for what is going on, and begin the next: after writing declaring, after that nothing."""
         self._pending = None
-        with _removed_on_failure(pending.work):
+        with removed_on_failure(pending.work):
             if pending.declaring is None:
                 shares = together(pending.writing.result)
                 what = f"checkpoint of step {pending.record.step}"
@@ -254,7 +196,7 @@ class CheckpointManager:
     def _parameters(self) -> Iterator[torch.Tensor]:
         return (parameter for chunk in self._chunks for parameter in chunk.parameters())
 
-    def _declare(self, pending: _Pending, shares: list[Written]) -> int:
+    def _declare(self, pending: Pending, shares: list[Written]) -> int:
         """On rank 0 make what all ranks wrote a checkpoint; returns its bytes."""
         if dist.get_rank() != 0:
             return 0

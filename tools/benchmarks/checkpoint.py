@@ -22,7 +22,8 @@ import torch.distributed as dist
 from benchmarks.common import environment
 from benchmarks.ranks import run_ranks
 from megaroute.checkpoint.layout import RunRecord
-from megaroute.checkpoint.manager import CheckpointManager, Saved
+from megaroute.checkpoint.manager import CheckpointManager
+from megaroute.checkpoint.pending import Saved
 from megaroute.config.load import load_config
 from megaroute.config.root import Config
 from megaroute.model.build import build_chunks
