@@ -185,6 +185,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             data_dir=arguments.data_dir,
             tensor=arguments.tensor,
             pipeline=arguments.pipeline,
+            precision=arguments.precision,
             batch=arguments.batch,
             limit=arguments.limit,
             out=arguments.out,
@@ -194,6 +195,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         paths=arguments.bits_per_byte,
         tensor=arguments.tensor,
         pipeline=arguments.pipeline,
+        precision=arguments.precision,
         batch=arguments.batch,
         stride=arguments.stride,
         limit=arguments.limit,
@@ -319,6 +321,12 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         default=8,
         metavar="N",
         help="rows of the whole context in a forward pass (default 8)",
+    )
+    evaluate.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="fp32 (default): the result does not depend on ranks and batch; bf16: faster on an accelerator",
     )
     evaluate.add_argument("--tensor", type=_positive, default=1, metavar="N", help="tensor-parallel size (default 1)")
     evaluate.add_argument("--pipeline", type=_positive, default=1, metavar="N", help="pipeline stages (default 1)")

@@ -12,7 +12,7 @@ from megaroute.common import log
 from megaroute.common.errors import UserError
 from megaroute.common.files import atomic_write, write_json
 from megaroute.evaluation import perplexity, suite, suite_table, task_list
-from megaroute.evaluation.open import open_model
+from megaroute.evaluation.open import Precision, open_model
 from megaroute.evaluation.scoring import Scorer
 from megaroute.parallel import groups
 from megaroute.platform import distributed
@@ -23,6 +23,7 @@ def files(
     paths: list[Path],
     tensor: int,
     pipeline: int,
+    precision: Precision,
     batch: int,
     stride: int | None,
     limit: int | None,
@@ -36,7 +37,7 @@ def files(
     def score(scorer: Scorer) -> dict[str, Any] | None:
         return perplexity.bits_per_byte(scorer, found, batch, stride, limit, text_field)
 
-    return _on_ranks(model, tensor, pipeline, score, perplexity.sentence, out)
+    return _on_ranks(lambda: open_model(model, tensor, pipeline, precision), score, perplexity.sentence, out)
 
 
 def tasks(
@@ -45,6 +46,7 @@ def tasks(
     data_dir: Path | None,
     tensor: int,
     pipeline: int,
+    precision: Precision,
     batch: int,
     limit: int | None,
     out: Path | None,
@@ -55,9 +57,7 @@ def tasks(
     chosen = task_list.choose(names, data_dir)
     check_out(out)
     return _on_ranks(
-        model,
-        tensor,
-        pipeline,
+        lambda: open_model(model, tensor, pipeline, precision),
         lambda scorer: suite.run(scorer, chosen, data_dir, batch, limit),
         suite_table.table,
         out,
@@ -71,16 +71,14 @@ def check_out(out: Path | None) -> None:
 
 
 def _on_ranks(
-    model: Path,
-    tensor: int,
-    pipeline: int,
+    opened: Callable[[], Scorer],
     work: Callable[[Scorer], dict[str, Any] | None],
     say: Callable[[dict[str, Any]], str],
     out: Path | None,
 ) -> int:
     log.configure()
     try:
-        result = work(open_model(model, tensor, pipeline))
+        result = work(opened())
         if result is not None:
             if out is None:
                 print(json.dumps(result, indent=2))

@@ -1,6 +1,7 @@
 """A trained model on the ranks of the environment, from a checkpoint of any layout."""
 
 from pathlib import Path
+from typing import Literal
 
 from megaroute.checkpoint.state import load_state
 from megaroute.common.errors import ConfigError
@@ -14,11 +15,14 @@ from megaroute.parallel.dims import ParallelDims
 from megaroute.parallel.groups import bring_up
 from megaroute.platform import device, distributed
 
+Precision = Literal["fp32", "bf16"]
 
-def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
+
+def open_model(path: Path, tensor: int = 1, pipeline: int = 1, precision: Precision = "fp32") -> Scorer:
     """The model of a run directory (its newest checkpoint) or checkpoint, cut over the processes of the environment.
 
     What tensor * pipeline leaves of the processes are replicas.  The layout that wrote the checkpoint plays no role.
+    `precision` is that of the arithmetic: rounded to bf16, a result depends on how the model is cut and on the batch.
 
     Raises UserError when there is no complete checkpoint, its tokenizer is another one, or the processes do not fit.
     """
@@ -26,7 +30,7 @@ def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
     check_causal(source.config)
     platform = device.resolve(source.config.run.device)
     _, world_size = distributed.start(platform)
-    config = _laid_out(source.config, tensor, pipeline)
+    config = _laid_out(source.config, tensor, pipeline, precision)
     check_config(config)
     dims = ParallelDims.from_config(config.parallel, world_size)
     groups = bring_up(dims, config.train.seed)
@@ -35,11 +39,11 @@ def open_model(path: Path, tensor: int = 1, pipeline: int = 1) -> Scorer:
     return Scorer(config, groups, [model.eval()], source.tokenizer, source.record.step, source.checkpoint)
 
 
-def _laid_out(config: Config, tensor: int, pipeline: int) -> Config:
+def _laid_out(config: Config, tensor: int, pipeline: int, precision: Precision) -> Config:
     """The same run on other ranks.  Nothing is trained, so nothing is recomputed, and replicas exchange no rows."""
     changes = {
         "parallel": ParallelConfig(tensor=tensor, pipeline=pipeline),
-        "train": config.train.model_copy(update={"recompute": "none"}),
+        "train": config.train.model_copy(update={"recompute": "none", "precision": precision}),
         "routing": config.routing.model_copy(
             update={"dispatch": config.routing.dispatch.model_copy(update={"exchange": "none"})}
         ),

@@ -67,6 +67,7 @@ def bits_per_byte(
         "step": scorer.step,
         "files": [str(file.path) for file in files],
         "layout": scorer.groups.dims.describe(),
+        "precision": scorer.config.train.precision,
         "context": scorer.context,
         "stride": stride,
     }

@@ -120,6 +120,7 @@ def run(
         "step": scorer.step,
         "num_layers": scorer.config.model.num_layers,
         "layout": scorer.groups.dims.describe(),
+        "precision": scorer.config.train.precision,
         "missing": [task.name for task in TASKS if task.name not in scored],
         "averages": averages(scored),
         "tasks": scored,

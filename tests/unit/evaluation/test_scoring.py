@@ -75,6 +75,13 @@ def test_layout_that_does_not_fit_is_refused(trained_run):
         open_model(trained_run, pipeline=2)
 
 
+@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_arithmetic_is_that_asked_for_whatever_the_run_had(trained_run, precision, dtype):
+    scorer = open_model(trained_run, precision=precision)
+    assert {parameter.dtype for parameter in scorer.chunks[0].decoder.parameters()} >= {dtype}
+    assert scorer.config.train.precision == precision
+
+
 def test_wrong_tokenizer_is_refused(copied_run, tiny_corpus):
     shutil.copy(copied_run / "config.yaml", copied_run / "kept")
     config = copied_run / "config.yaml"
