@@ -92,7 +92,7 @@ def _open(path: Path) -> _Source:
     model = [key for key in known if not key.startswith(OPTIMIZER)]
     parameters = tuple(name for name in model if BUFFER not in name)
     states = [info for name in parameters for info in _states(path, name, known)]
-    found = patterns(parameters, gated=record.model["activation"] != "gelu")
+    found = patterns(parameters, gated=record.model.get("activation") != "gelu")
     buffers = tuple(name for name in model if BUFFER in name)
     size = sum(info.bytes for info in states)
     return _Source(path, record, tensors, parameters, buffers, found, _adam_step(path), size)

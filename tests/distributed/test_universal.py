@@ -126,7 +126,8 @@ def test_engine_goes_on_from_what_the_run_held(trained, tmp_path, stage, precisi
 def test_any_layout_is_exported(start, corpus, tmp_path):
     """Four ranks, tensor 2 x pipeline 2 with sequence parallelism; one process holds what the export says."""
     config = write_config(tmp_path, corpus)
-    overrides = [f"run.directory={tmp_path / 'run'}", "routing.unit=separate", "model.qkv_bias=true"]
+    overrides = [f"run.directory={tmp_path / 'run'}", "routing.unit=separate"]
+    overrides += ["model.qkv_bias=true", "model.tie_embeddings=true"]
     layout = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]
     Ranks(config, tmp_path).train(4, {"run": [*overrides, *layout]}, steps=2, save=["run"])
     done = to_universal(tmp_path / "run", tmp_path / "out")
