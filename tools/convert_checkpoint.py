@@ -1,6 +1,7 @@
-"""From a checkpoint to a Hugging Face model, and from a Hugging Face model to a checkpoint.
+"""From a checkpoint to a Hugging Face model and back, and to a checkpoint from which DeepSpeed goes on training.
 
-Every conversion compares the logits of both models on text, and a greedy continuation, before it says that it is done.
+to-hf and from-hf compare the logits of both models on text, and a greedy continuation, before they say that they are
+done.
 """
 
 import argparse
@@ -44,6 +45,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     from_hf.add_argument("--tokenizer", type=Path, metavar="FILE", help="sentencepiece model, where MODEL has none")
     _add_check(from_hf)
+    to_universal = ways.add_parser("to-universal", help="write a checkpoint in DeepSpeed's universal format")
+    to_universal.add_argument("checkpoint", type=Path, help="as for to-hf; it must have optimizer state")
+    to_universal.add_argument("out", type=Path, help="folder to make; it must not exist or be empty")
     arguments, rest = parser.parse_known_args(argv)  # overrides may also come after options
     if rest and (arguments.way != "from-hf" or any("=" not in word or word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -66,11 +70,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        _quiet_transformers()
-        return _to_hf(arguments) if arguments.way == "to-hf" else _from_hf(arguments)
+        if arguments.way == "to-universal":
+            return _to_universal(arguments)
+        return _with_transformers(arguments)
     except MegarouteError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _with_transformers(arguments: argparse.Namespace) -> int:
+    _quiet_transformers()
+    try:
+        return _to_hf(arguments) if arguments.way == "to-hf" else _from_hf(arguments)
     finally:
         _stop()
 
@@ -105,6 +116,21 @@ def _to_hf(arguments: argparse.Namespace) -> int:
     reason = f" ({done.why_not_llama}, so not as a plain Llama model)" if done.why_not_llama else ""
     print(f"{arguments.out}: {done.class_name}{reason}, {done.bytes / 1e6:,.1f} MB of weights")
     print(_verdict(done.found))
+    return 0
+
+
+def _to_universal(arguments: argparse.Namespace) -> int:
+    from megaroute.export.to_universal import to_universal
+
+    done = to_universal(arguments.checkpoint, arguments.out)
+    print(
+        f"{arguments.out}: {done.tag}, {done.parameters} parameters with their AdamW moments after {done.step} steps, "
+        f"{done.bytes / 1e6:,.1f} MB"
+    )
+    print(
+        f'go on under DeepSpeed: "checkpoint": {{"load_universal": true}} in its configuration, and '
+        f"engine.load_checkpoint({str(arguments.out)!r})"
+    )
     return 0
 
 

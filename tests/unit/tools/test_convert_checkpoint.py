@@ -103,6 +103,36 @@ def test_bad_import_is_one_sentence_and_exit_code_2(tool, capsys, llama, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
+def test_universal_says_what_it_wrote_and_how_to_load_it(tool, capsys, trained_run, tmp_path):
+    out = tmp_path / "out"
+    assert tool.main(["to-universal", str(trained_run), str(out)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    parameters = len(list((out / "global_step12" / "zero").iterdir())) - 1
+    wrote = f"global_step12, {parameters} parameters with their AdamW moments after 12 steps, 0.6 MB"
+    assert first == f"{out}: {wrote}"
+    assert '"checkpoint": {"load_universal": true}' in second and f"engine.load_checkpoint('{out}')" in second
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["{folder}", "{folder}/out"], "^error: .* holds no complete checkpoint"),
+        (["{run}", "{run}"], "^error: .* exists and is not an empty folder"),
+    ],
+)
+def test_bad_universal_is_one_sentence_and_exit_code_2(tool, capsys, trained_run, tmp_path, words, reason):
+    before = sorted(trained_run.rglob("*"))
+    assert tool.main(["to-universal", *(word.format(folder=tmp_path, run=trained_run) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1 and shown.out == "" and re.search(reason, shown.err)
+    assert list(tmp_path.iterdir()) == [] and sorted(trained_run.rglob("*")) == before
+
+
+def test_universal_does_without_transformers(tool, monkeypatch, trained_run, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails
+    assert tool.main(["to-universal", str(trained_run), str(tmp_path / "out")]) == 0
+
+
 def test_as_a_process_it_says_nothing_but_that_sentence(tmp_path):
     """Megatron-core and torch warn while they are imported."""
     command = [sys.executable, str(TOOL), "from-hf", str(tmp_path / "none"), str(tmp_path / "out")]
