@@ -44,7 +44,8 @@ def test_scores_are_those_of_the_checkpoint_and_nothing_else_changes(
     assert str(np.random.get_state()) == random_states[2]
     assert all(chunk.training for chunk in parts.wrapped)
     save(parts)
-    expected = suite.run(open_model(run), task_list.choose(TASKS, task_folder), task_folder, batch=8, limit=5)["tasks"]
+    tasks = task_list.choose(TASKS, task_folder)
+    expected = suite.run(open_model(run, precision=precision), tasks, task_folder, batch=8, limit=5)["tasks"]
     assert list(scores) == TASKS
     for name, score in scores.items():
         row = expected[name]

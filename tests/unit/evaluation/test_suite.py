@@ -103,9 +103,9 @@ def test_likelihood_of_an_answer_is_the_sum_over_its_tokens(scorer):
 
 def test_progress_is_told_of_named_tasks_only(scorer, caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(logging.getLogger("megaroute"), "propagate", True)
+    monkeypatch.setattr(progress, "log", logging.getLogger("progress under test"))
     model = HarnessModel(scorer, 4)
-    with caplog.at_level("INFO", "megaroute"):
+    with caplog.at_level("INFO", "progress under test"):
         model.loglikelihood([Request("the", " router")] * 3)
         assert caplog.messages == []
         model.task = "PIQA"
