@@ -14,8 +14,8 @@ from typing import Any
 
 
 CLOSE = 1e-4
-"""A margin that rounding may decide.  Adam divides a gradient by its size: where an element's is 0 but for rounding, the
-first update of two layouts differs by up to the learning rate, which moved margins by 2e-5 in five steps."""
+"""A margin that rounding may decide.  Adam divides a gradient by its size: where one is 0 but for rounding, the first
+update of two layouts differs by up to the learning rate, which moved margins by 2e-5 in five steps."""
 
 
 def decisions(result: Any) -> list:
