@@ -13,13 +13,8 @@ from typing import Any
 # Megatron-core's checkpoint writer spawns a process that imports this file again: heavy imports wait inside functions.
 
 
-CLOSE = 1e-4
-"""A margin that rounding may decide.  Adam divides a gradient by its size: where one is 0 but for rounding, the first
-update of two layouts differs by up to the learning rate, which moved margins by 2e-5 in five steps."""
-
-
 def decisions(result: Any) -> list:
-    """[unit, sample, kept positions, positions whose margin is below CLOSE] of every record of this rank."""
+    """[unit, sample, kept positions, positions whose margin is under 1e-5] of every record of this rank."""
     found = []
     for micro in result.micros:
         for unit, record in sorted(micro.info.routing.records.items()):
@@ -28,7 +23,7 @@ def decisions(result: Any) -> list:
                 # Under sequence parallelism the margin is that of a slice: only whole ones are comparable.
                 margin = record.margin_SB
                 whole = margin is not None and margin.shape == record.keep_SB.shape
-                close = (margin[:, row].abs() < CLOSE).nonzero().flatten().tolist() if whole else []
+                close = (margin[:, row].abs() < 1e-5).nonzero().flatten().tolist() if whole else []
                 found.append([unit, sample, kept, close])
     return found
 
